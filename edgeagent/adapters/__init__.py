@@ -1,0 +1,1 @@
+"""I/O: one outside thing a file.  Adapters do not know each other."""

@@ -1,0 +1,1 @@
+"""HOST: float checkpoints in, our packed layout out.  The daemon never imports this."""

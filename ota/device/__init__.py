@@ -1,0 +1,1 @@
+"""What the agent plugs in: fetcher, store, updater worker."""

@@ -5,7 +5,7 @@
       ProtocolError       a peer sent something wrong              answer with an error, stay up
         QueryRefused        a well-formed query that we will not run now
       ModelError          the model file is wrong                  refuse to load, report
-      ContextFull         the prompt does not fit the KV cache     answer so; the engine is unchanged
+      ContextFull         the prompt does not fit the KV cache     answer so; the engine is intact
       EngineError         the engine process failed                end the query, start a new engine
       AdapterError        the outside world failed                 back off and retry
 
@@ -16,6 +16,7 @@ it travels in error replies.  `exit_code` follows sysexits.h.  Programming error
 
 from __future__ import annotations
 
+EX_OK = 0
 EX_USAGE = 64
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69

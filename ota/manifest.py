@@ -105,11 +105,15 @@ def _files(value: Any) -> dict[str, FileEntry]:
     _require(isinstance(value, dict) and 0 < len(value) <= MAX_FILES, "an object of files", value)
     files = {}
     for path, entry in value.items():
-        _require(bool(_FILE_NAME.fullmatch(path)) and path != MANIFEST_NAME, "a plain file name", path)
+        _require(
+            bool(_FILE_NAME.fullmatch(path)) and path != MANIFEST_NAME, "a plain file name", path
+        )
         _require(isinstance(entry, dict), f"an object for {path}", entry)
         size, sha256 = entry.get("bytes"), entry.get("sha256")
         _require(type(size) is int and 0 <= size < 1 << 48, f"a size for {path}", size)
-        _require(isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256)), f"sha256 of {path}", sha256)
+        _require(
+            isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256)), f"sha256 of {path}", sha256
+        )
         files[path] = FileEntry(size, sha256)
     return files
 

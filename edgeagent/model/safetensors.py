@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 from edgeagent.errors import ModelError
 
 ELEMENT_BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}
-#: A header of 60 bytes a tensor would need 60,000 tensors to get here; ours have fewer than 30 a shard.
+#: At 60 bytes a tensor it takes 60,000 tensors to get here; our shards have fewer than 30.
 MAX_HEADER_BYTES = 4 << 20
 #: Tensors of at most this rank and extent: products of two dims stay far below 2**63.
 MAX_RANK = 4
 MAX_DIM = 1 << 31
-#: Data sections start on a cache line, so that 64-byte panel lines are whole lines in the page cache.
+#: Data sections start on a cache line, so that a panel's 64-byte lines are whole lines.
 DATA_ALIGNMENT = 64
 
 
@@ -60,7 +60,9 @@ def _tensor(name: str, entry: Any, data_begin: int, data_bytes: int, where: str)
         raise ModelError(f"{where}: {name}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
-        raise ModelError(f"{where}: {name}: expected dtype of {sorted(ELEMENT_BYTES)}, got {dtype!r}")
+        raise ModelError(
+            f"{where}: {name}: expected dtype of {sorted(ELEMENT_BYTES)}, got {dtype!r}"
+        )
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise ModelError(f"{where}: {name}: expected a shape of at most {MAX_RANK} dims")
     if not all(_is_count(dim, MAX_DIM) for dim in shape):
@@ -70,7 +72,9 @@ def _tensor(name: str, entry: Any, data_begin: int, data_bytes: int, where: str)
         or len(offsets) != 2
         or not all(_is_count(offset, data_bytes + 1) for offset in offsets)
     ):
-        raise ModelError(f"{where}: {name}: expected offsets within {data_bytes} bytes of data, got {offsets}")
+        raise ModelError(
+            f"{where}: {name}: expected offsets within {data_bytes} bytes of data, got {offsets}"
+        )
     elements = 1
     for dim in shape:
         elements *= dim
@@ -110,7 +114,8 @@ def parse_header(
     (header_bytes,) = struct.unpack("<Q", bytes(data[:8]))
     if header_bytes > min(MAX_HEADER_BYTES, size - 8):
         raise ModelError(
-            f"{where}: header says {header_bytes} bytes, the file has {size}: cut short or not safetensors"
+            f"{where}: header says {header_bytes} bytes, the file has {size}: "
+            "cut short or not safetensors"
         )
     try:
         header = json.loads(bytes(data[8 : 8 + header_bytes]), object_pairs_hook=_unique)

@@ -1,0 +1,118 @@
+"""A Hugging Face checkpoint of float masters in, our packed model directory out.
+
+Masters are what training saves: float weights that the model ternarises in every forward pass
+(`linear_class: autobitlinear`, `quantization_mode: online`).  Here that is done once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeagent.convert.pack import pack_input_major, pack_output_major, ternarise_absmean
+from edgeagent.errors import ModelError
+from edgeagent.model.files import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    LAYOUT,
+    QUANT_METHOD,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    read_json,
+)
+from edgeagent.model.safetensors import SafetensorsFile, write_safetensors
+
+ARCHITECTURES = ("BitNetForCausalLM", "BitnetForCausalLM", "LlamaForCausalLM")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+
+Tensor = tuple[str, str, tuple[int, ...], bytes]
+
+
+def _as_float32(dtype: str, shape: tuple[int, ...], data: memoryview) -> NDArray[np.float32]:
+    if dtype == "BF16":
+        wide = np.frombuffer(data, "<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(shape)
+    if dtype not in ("F32", "F16"):
+        raise ModelError(f"expected float masters (F32, F16, BF16), got {dtype}")
+    kind = "<f4" if dtype == "F32" else "<f2"
+    return np.frombuffer(data, kind).astype(np.float32).reshape(shape)
+
+
+def _pack(name: str, weights: NDArray[np.float32], relu2: bool) -> Iterator[Tensor]:
+    if name.endswith(tuple(f"{p}.weight" for p in PROJECTIONS)):
+        trits, scale = ternarise_absmean(weights)
+        by_rows = relu2 and name.endswith("up_proj.weight")
+        packed = pack_output_major(trits) if by_rows else pack_input_major(trits)
+        yield name, "U8", packed.shape, packed.tobytes()
+        yield f"{name}_scale", "F32", (1,), scale.tobytes()
+    elif name in _HEADS:
+        yield name, "F16", weights.shape, weights.astype("<f2").tobytes()
+    else:
+        yield name, "F32", weights.shape, weights.astype("<f4").tobytes()
+
+
+def _shard_of(name: str) -> int:
+    """Shard 0 holds what belongs to no layer; then one a layer."""
+    parts = name.split(".")
+    return int(parts[2]) + 1 if name.startswith("model.layers.") else 0
+
+
+def _source_tensors(source: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], memoryview]]]:
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{source}: expected *.safetensors, found none")
+    for path in files:
+        file = SafetensorsFile(path)
+        for name in file.infos:
+            yield name, file.tensor(name)
+
+
+def _check_source(config: Mapping[str, Any], source: Path) -> None:
+    architectures = config.get("architectures") or [None]
+    if architectures[0] not in ARCHITECTURES:
+        raise ModelError(f"{source}: expected one of {ARCHITECTURES}, got {architectures[0]!r}")
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quantization_mode", "online") != "online":
+        raise ModelError(f"{source}: expected float masters, this checkpoint is already packed")
+
+
+def convert_masters(source: Path, target: Path) -> None:
+    """Convert the checkpoint in `source` into the new directory `target` (not yet sealed).
+
+    Raises:
+        ModelError: `source` is not a checkpoint of float masters of a family we know.
+        FileExistsError: `target` exists.
+    """
+    config = read_json(source / CONFIG_NAME)
+    _check_source(config, source)
+    relu2 = config.get("hidden_act") == "relu2"
+    shards: dict[int, list[Tensor]] = {}
+    for name, (dtype, shape, data) in _source_tensors(source):
+        shards.setdefault(_shard_of(name), []).extend(
+            _pack(name, _as_float32(dtype, shape, data), relu2)
+        )
+    target.mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    for shard, tensors in sorted(shards.items()):
+        file_name = f"model-{shard + 1:05d}-of-{len(shards):05d}.safetensors"
+        with (target / file_name).open("wb") as out:
+            write_safetensors(out, tensors, {"format": "edgeagent", "layout": str(LAYOUT)})
+        weight_map |= {name: file_name for name, *_ in tensors}
+    config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": LAYOUT}
+    _write_json(target / CONFIG_NAME, config)
+    _write_json(
+        target / INDEX_NAME, {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+    )
+    for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME):
+        shutil.copyfile(source / name, target / name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

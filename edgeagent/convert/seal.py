@@ -1,0 +1,47 @@
+"""Give a model directory its `release.json`: name, version, hashes and health suite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeagent.model.generation import LoadedModel
+from ota.manifest import MANIFEST_NAME, FileEntry, Health, Manifest
+
+#: Texts whose exact logits make the health suite; short, so that a trial costs milliseconds.
+HEALTH_TEXTS = (
+    "Once upon a time there was a little dog.",
+    "turn on the kitchen lights",
+    '0123456789 {}[]",: ~ The end',
+)
+
+
+def hash_files(path: Path) -> dict[str, FileEntry]:
+    """Size and SHA-256 of every file of a model directory but the manifest."""
+    files = {}
+    for file in sorted(path.iterdir()):
+        if file.name != MANIFEST_NAME:
+            data = file.read_bytes()
+            files[file.name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
+    return files
+
+
+def seal(
+    path: Path, *, name: str, version: str, counter: int, texts: Sequence[str] = HEALTH_TEXTS
+) -> Manifest:
+    """Write `release.json` into `path`, then load the model and add the logits of `texts`.
+
+    Raises:
+        ModelError: the directory does not load.
+    """
+    files = hash_files(path)
+    manifest = Manifest(name, version, counter, files)
+    (path / MANIFEST_NAME).write_bytes(manifest.encode())
+    model = LoadedModel(path)
+    limit = model.session.context - 1
+    prompts = tuple(tuple(model.tokenizer.encode_prompt(text)[:limit]) for text in texts)
+    health = Health(prompts, tuple(model.logits_sha256(prompt) for prompt in prompts))
+    manifest = Manifest(name, version, counter, files, health)
+    (path / MANIFEST_NAME).write_bytes(manifest.encode())
+    return manifest

@@ -1,0 +1,145 @@
+"""A model directory on disk: verified against its manifest, mapped, never copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeagent.errors import ModelError
+from edgeagent.model.safetensors import SafetensorsFile
+from ota.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ManifestError, parse_manifest
+
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+QUANT_METHOD = "edgeagent"
+LAYOUT = 1
+#: config.json and the index of a 60-layer model are below 100 KiB.
+MAX_JSON_BYTES = 4 << 20
+
+Tensors = dict[str, tuple[str, tuple[int, ...], memoryview]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one bounded JSON object.
+
+    Raises:
+        ModelError: missing, too large, or not a JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+    except OSError as err:
+        raise ModelError(f"{path.name}: cannot be read from {path.parent}: {err.strerror}") from err
+    if len(text) > MAX_JSON_BYTES:
+        raise ModelError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise ModelError(f"{path.name}: not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.name}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `release.json` of the model directory `path` without looking at its files.
+
+    Raises:
+        ModelError: no manifest, or an unsound one.
+    """
+    try:
+        with (path / MANIFEST_NAME).open("rb") as file:
+            return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+    except OSError as err:
+        raise ModelError(
+            f"{path}: expected a model directory with {MANIFEST_NAME}: {err.strerror}"
+        ) from err
+    except ManifestError as err:
+        raise ModelError(f"{path}: {err}") from err
+
+
+def verify(path: Path) -> Manifest:
+    """Check size and SHA-256 of every file that the manifest of `path` names.
+
+    Raises:
+        ModelError: a file is missing, cut short, longer, or has other bytes.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest.files.items():
+        try:
+            with (path / name).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as err:
+            raise ModelError(f"{path}: {name}: cannot be read: {err.strerror}") from err
+        if size != entry.size_bytes:
+            raise ModelError(f"{path}: {name}: expected {entry.size_bytes} bytes, got {size}")
+        if sha256 != entry.sha256:
+            raise ModelError(
+                f"{path}: {name}: expected sha256 {entry.sha256[:16]}…, got {sha256[:16]}…: "
+                "the file is damaged, install the model again"
+            )
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A verified model directory: its manifest, its config and views of its mapped tensors."""
+
+    path: Path
+    manifest: Manifest
+    config: Mapping[str, Any]
+    tensors: Tensors
+
+
+def _shards(path: Path, manifest: Manifest) -> dict[str, list[str]]:
+    weight_map = read_json(path / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{INDEX_NAME}: expected a weight_map of tensor names to shards")
+    shards: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        if shard not in manifest.files:
+            raise ModelError(f"{INDEX_NAME}: {tensor}: shard {shard!r} is not in {MANIFEST_NAME}")
+        shards.setdefault(shard, []).append(tensor)
+    return shards
+
+
+def _check_layout(config: Mapping[str, Any]) -> None:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        raise ModelError(
+            f"{CONFIG_NAME}: no quantization_config: not a packed model, run `edgeagent convert`"
+        )
+    method, layout = quantization.get("quant_method"), quantization.get("layout")
+    if (method, layout) != (QUANT_METHOD, LAYOUT):
+        raise ModelError(
+            f"{CONFIG_NAME}: expected quant_method {QUANT_METHOD!r} layout {LAYOUT}, "
+            f"got {method!r} layout {layout!r}: run `edgeagent convert`"
+        )
+
+
+def open_model(path: Path) -> ModelFiles:
+    """Verify and map the model directory `path`.
+
+    Raises:
+        ModelError: anything wrong with any file; nothing stays open.
+    """
+    manifest = verify(path)
+    config = read_json(path / CONFIG_NAME)
+    _check_layout(config)
+    tensors: Tensors = {}
+    for shard, names in _shards(path, manifest).items():
+        file = SafetensorsFile(path / shard)
+        if set(names) != set(file.infos):
+            odd = sorted(set(names) ^ set(file.infos))[0]
+            raise ModelError(f"{shard}: {odd}: {INDEX_NAME} and the shard's header disagree")
+        for name in names:
+            tensors[name] = file.tensor(name)
+    return ModelFiles(path, manifest, config, tensors)

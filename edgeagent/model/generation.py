@@ -1,0 +1,248 @@
+"""One loaded model and the loop that makes it speak.
+
+The integer kernels, the forward pass and the sampler are in C; here are the parts that are text.
+`generate` is a Python generator: the caller decides between two tokens whether to go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from edgeagent import _core
+from edgeagent.errors import ContextFull, ModelError
+from edgeagent.model.files import open_model
+from edgeagent.model.stop import StopMatcher
+from edgeagent.model.tokenizer import Tokenizer
+from ota.manifest import Health, Manifest
+
+#: Tokens of a prompt between two looks at the caller: below a second even on a 2B model.
+PREFILL_BLOCK_TOKENS = 32
+#: The repetition penalty looks at this many last tokens, as llama.cpp does by default.
+REPETITION_WINDOW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """How to generate; the bounds are those of docs/protocol.md, section 2."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    zero_skip: bool | None = None
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Params:
+        """Take the known fields of `values`; absent or None means the default."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one generation gave and what it cost."""
+
+    text: str = ""
+    finish_reason: str = "length"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    skipped: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode speed; None before the second token."""
+        steps = self.completion_tokens - 1  # the first token comes from the prefill
+        return steps / self.decode_s if steps > 0 and self.decode_s > 0 else None
+
+    def as_messages(self) -> dict[str, Any]:
+        """The `text` … `skipped` part of a `done` event (docs/protocol.md, section 3)."""
+        speed = self.tokens_per_s
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+            },
+            "timings": {
+                "prefill_ms": round(self.prefill_s * 1e3, 3),
+                "decode_ms": round(self.decode_s * 1e3, 3),
+                "tokens_per_s": None if speed is None else round(speed, 2),
+            },
+            "skipped": self.skipped,
+        }
+
+
+def _stop_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    eos = config.get("eos_token_id")
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+class LoadedModel:
+    """A model directory ready to answer, with one KV cache."""
+
+    def __init__(
+        self, path: Path, *, threads: int = 1, kernel: str | None = None, zero_skip: bool = True
+    ) -> None:
+        """Verify, map and check everything, then allocate the KV cache.
+
+        Raises:
+            ModelError: the directory is not a sound model, or its numbers do not fit the engine.
+            ValueError: `kernel` is unknown here or `threads` is out of range.
+        """
+        files = open_model(path)
+        self.path = path
+        self.manifest: Manifest = files.manifest
+        self.tokenizer = Tokenizer(path)
+        _core.Kernels(kernel)  # a wrong name is the operator's error, not the model's
+        try:
+            self.core = _core.Model(dict(files.config), files.tensors, kernel)
+        except (ValueError, KeyError, TypeError) as err:
+            raise ModelError(f"{path}: {err}") from err
+        if self.tokenizer.size > self.core.vocab_size:
+            raise ModelError(
+                f"{path}: expected at most {self.core.vocab_size} tokens, "
+                f"the tokenizer has {self.tokenizer.size}"
+            )
+        self._zero_skip = zero_skip
+        self._stop_ids = _stop_ids(files.config)
+        self.session = _core.Session(self.core, self.core.context, threads, zero_skip)
+
+    def encode(self, prompt: str | None, messages: Sequence[Mapping[str, str]] | None) -> list[int]:
+        """Return the token ids of a raw prompt or of chat messages."""
+        if messages is not None:
+            return self.tokenizer.encode_chat(messages)
+        return self.tokenizer.encode_prompt(prompt or "")
+
+    def generate(
+        self, prompt_ids: Sequence[int], params: Params
+    ) -> Generator[str, str | None, Outcome]:
+        """Yield text as it comes; return the Outcome.
+
+        The caller may `send` a reason ("cancelled", "deadline") to stop before the next token;
+        plain iteration goes on.  Empty pieces are yielded too: they are the points where a caller
+        may look up, during the prefill as well.
+
+        Raises:
+            ContextFull: the prompt leaves no room for an answer; nothing was computed.
+        """
+        session, outcome = self.session, Outcome(prompt_tokens=len(prompt_ids))
+        room = session.context - len(prompt_ids)
+        if not prompt_ids or room < 1:
+            raise ContextFull(
+                f"prompt: expected 1 to {session.context - 1} tokens, got {len(prompt_ids)}: "
+                "shorten it"
+            )
+        session.zero_skip = self._zero_skip if params.zero_skip is None else params.zero_skip
+        session.truncate(0)
+        session.reset_counters()
+        reason = yield from self._prefill(prompt_ids, outcome)
+        if reason is None:
+            reason = yield from self._decode(min(params.max_tokens, room), params, outcome)
+        outcome.finish_reason = reason
+        outcome.skipped = _fractions(session.counters())
+        return outcome
+
+    def _prefill(
+        self, ids: Sequence[int], outcome: Outcome
+    ) -> Generator[str, str | None, str | None]:
+        started_s = time.perf_counter()
+        for at in range(0, len(ids), PREFILL_BLOCK_TOKENS):
+            self.session.eval(ids[at : at + PREFILL_BLOCK_TOKENS])
+            outcome.prefill_s = time.perf_counter() - started_s
+            reason = yield ""
+            if reason:
+                return reason
+        return None
+
+    def _decode(
+        self, max_tokens: int, params: Params, outcome: Outcome
+    ) -> Generator[str, str | None, str]:
+        sampler = _core.Sampler(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            seed=params.seed,
+        )
+        stream, stops = self.tokenizer.decode_stream(), StopMatcher(params.stop)
+        recent: list[int] = []
+        busy_s = 0.0
+        while True:
+            started_s = time.perf_counter()
+            token = sampler.sample(self.session, recent[-REPETITION_WINDOW_TOKENS:])
+            if token in self._stop_ids:
+                finish = "stop"
+                break
+            recent.append(token)
+            outcome.completion_tokens = len(recent)
+            text, met = stops.push(stream.push(token))
+            outcome.text += text
+            busy_s += time.perf_counter() - started_s
+            reason = yield text
+            if met:
+                return "stop"
+            if reason or len(recent) == max_tokens:
+                finish = reason or "length"
+                break
+            started_s = time.perf_counter()
+            self.session.eval([token])
+            busy_s += time.perf_counter() - started_s
+            outcome.decode_s = busy_s
+        tail = stops.flush()
+        if tail:
+            outcome.text += tail
+            yield tail
+        return finish
+
+    def logits_sha256(self, prompt: Sequence[int]) -> str:
+        """Hash the last position's logits after `prompt` on an empty KV cache."""
+        self.session.truncate(0)
+        self.session.eval(prompt)
+        return hashlib.sha256(self.session.logits()).hexdigest()
+
+    def check_health(self, health: Health | None = None) -> list[dict[str, Any]]:
+        """Run the release's health suite; one check a prompt.
+
+        The arithmetic is the same on every CPU, so a hash differs only if the weights, the code or
+        the machine is broken.
+        """
+        health = self.manifest.health if health is None else health
+        checks = []
+        for i, (prompt, want) in enumerate(
+            zip(health.prompts, health.logits_sha256, strict=True), 1
+        ):
+            name = f"logits {i}/{len(health.prompts)}"
+            if len(prompt) >= self.session.context or max(prompt) >= self.core.vocab_size:
+                checks.append(
+                    {"name": name, "ok": False, "detail": "prompt does not fit the model"}
+                )
+                continue
+            got = self.logits_sha256(prompt)
+            detail = "exact" if got == want else f"expected {want[:16]}…, got {got[:16]}…"
+            checks.append({"name": name, "ok": got == want, "detail": detail})
+        return checks
+
+
+def _fractions(counters: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    def fraction(what: str) -> float:
+        total = sum(layer[f"{what}_total"] for layer in counters)
+        skipped = sum(layer[f"{what}_skipped"] for layer in counters)
+        return round(skipped / total, 4) if total else 0.0
+
+    return {
+        "multiplications_fraction": fraction("multiplications"),
+        "bytes_fraction": fraction("bytes"),
+    }

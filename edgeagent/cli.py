@@ -1,0 +1,154 @@
+"""`edgeagent`: argv in, exit code out.
+
+Every command imports what it needs when it runs, so that `edgeagent --version` stays instant and
+`edgeagent run` never loads what belongs to the operator's machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeagent import __version__
+from edgeagent.errors import EX_SOFTWARE, EX_USAGE, EdgeAgentError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, default=128, help="most tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=40, help="0 is off")
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    parser.add_argument("--stop", action="append", default=[], help="end before this text")
+    parser.add_argument(
+        "--zero-skip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="skip multiplications by zero; never changes the answer",
+    )
+
+
+def _local_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="model directory; default: the bundled model")
+    parser.add_argument("--threads", type=int, help="default: the number of cores, at most 4")
+    parser.add_argument("--kernel", help="force a kernel variant, as EDGEAGENT_KERNEL does")
+    parser.add_argument("--verbose", action="store_true", help="print timings to stderr")
+
+
+def _node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="the daemon's TOML file")
+    parser.add_argument("--mqtt", metavar="HOST[:PORT]", help="broker; overrides the config")
+    parser.add_argument("--node", help="node name; overrides the config")
+
+
+def _add_local(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser("generate", help="continue a prompt, in this process")
+    what = generate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="text to continue")
+    what.add_argument("--user", help="one user message, through the chat template")
+    _sampling(generate)
+    _local_model(generate)
+    generate.add_argument("--json", action="store_true")
+    generate.set_defaults(handler=_lazy("edgeagent.cli_local", "generate"))
+    chat = commands.add_parser("chat", help="talk to a model in this process")
+    _sampling(chat)
+    _local_model(chat)
+    chat.add_argument("--system", help="system message")
+    chat.add_argument("--json", action="store_true", help="one JSON object a turn")
+    chat.set_defaults(handler=_lazy("edgeagent.cli_local", "chat"))
+
+
+def _add_remote(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser("run", help="run the agent (what systemd starts)")
+    run.add_argument("--config", type=Path, help="default: /etc/edgeagent/edgeagent.toml if there")
+    run.set_defaults(handler=_lazy("edgeagent.cli_remote", "run"))
+    ask = commands.add_parser("ask", help="ask a running agent over MQTT")
+    ask.add_argument("text", nargs="?", help="the question; default: standard input")
+    ask.add_argument("--prompt", help="raw text to continue instead of a question")
+    ask.add_argument("--timeout", type=float, default=130.0, metavar="S", help="seconds to wait")
+    _sampling(ask)
+    _node(ask)
+    ask.add_argument("--json", action="store_true", help="print the final message")
+    ask.set_defaults(handler=_lazy("edgeagent.cli_remote", "ask"))
+    status = commands.add_parser("status", help="what a running agent says of itself")
+    _node(status)
+    status.add_argument("--timeout", type=float, default=3.0, metavar="S")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(handler=_lazy("edgeagent.cli_remote", "status"))
+
+
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser("doctor", help="check this machine and say what to do")
+    doctor.add_argument("--config", type=Path)
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(handler=_lazy("edgeagent.cli_tools", "doctor"))
+    demo = commands.add_parser(
+        "demo", help="broker, daemon, queries and an update, on this machine"
+    )
+    demo.add_argument("--out", type=Path, default=Path("build/demo.json"))
+    demo.add_argument("--broker", choices=("auto", "mosquitto", "amqtt"), default="auto")
+    demo.set_defaults(handler=_lazy("edgeagent.cli_tools", "demo"))
+    convert = commands.add_parser("convert", help="float masters (HF directory) to our layout")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    convert.add_argument("--name", required=True, help="model name, e.g. edge-tiny")
+    convert.add_argument("--release", required=True, metavar="VERSION")
+    convert.add_argument("--counter", type=int, required=True, help="grows with every release")
+    convert.add_argument("--json", action="store_true")
+    convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
+    train = commands.add_parser("train", help="train a ternary model (needs the train extra)")
+    train.add_argument("rest", nargs=argparse.REMAINDER)
+    train.set_defaults(handler=_lazy("edgeagent.cli_tools", "train"))
+
+
+def _lazy(module: str, name: str) -> Handler:
+    def call(args: argparse.Namespace) -> int:
+        from importlib import import_module
+
+        return int(getattr(import_module(module), name)(args))
+
+    return call
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the whole command line."""
+    parser = argparse.ArgumentParser(prog="edgeagent", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"edgeagent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_remote(commands)
+    _add_local(commands)
+    _add_tools(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors are one line on stderr and a sysexits code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # its own parser owns everything behind the word, --help too
+        from edgeagent.cli_tools import train
+
+        return train(argparse.Namespace(rest=argv[1:]))
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as err:
+        return EX_USAGE if err.code == 2 else int(err.code or 0)
+    try:
+        return int(args.handler(args))
+    except EdgeAgentError as err:
+        print(f"edgeagent: {err}", file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; there is nobody left to tell
+        return EX_SOFTWARE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

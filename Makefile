@@ -1,0 +1,46 @@
+# Two commands are all a new user needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint types format kernel-checks bench wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/edgeagent demo --out build/demo.json
+
+test: $(VENV)/.dev
+	$(BIN)/python tests/everything.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint cext/_core.pyx
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.dev
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist $(VENV) edgeagent/_core*.so cext/_core.c *.egg-info
+
+SOURCES := pyproject.toml setup.py $(wildcard cext/*.pyx cext/src/* cext/include/*)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+include cext/check.mk

@@ -1,0 +1,97 @@
+"""`make test`: install what tests need where we may, run all of it, say what did not run.
+
+The exit code is that of what did run; a step that could not run is named in the last line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+#: make's targets exit with this when a tool they need is absent (see cext/check.mk).
+NOT_RUN = 77
+NOT_RUN_FILE = ROOT / "build" / "not-run.txt"
+
+#: program we need -> Debian package that has it
+PACKAGES = {
+    "mosquitto": "mosquitto",
+    "qemu-aarch64": "qemu-user",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "systemd-analyze": "systemd",
+}
+
+STEPS = {
+    "kernels, native": ["make", "kernel-check"],
+    "kernels under sanitizers": ["make", "kernel-check-asan"],
+    "kernels on emulated Arm": ["make", "kernel-check-arm"],
+    "python": [sys.executable, "-m", "pytest", "-q", "--durations=10"],
+}
+
+
+def _path() -> str:
+    # Debian keeps daemons in sbin, which is not on everybody's PATH.
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _missing() -> list[str]:
+    return [package for tool, package in PACKAGES.items() if not shutil.which(tool, path=_path())]
+
+
+def install_packages() -> None:
+    """Install missing system packages if we are root or sudo asks no password."""
+    packages = _missing()
+    if not packages or not shutil.which("apt-get"):
+        return
+    sudo: list[str] = []
+    if os.geteuid() != 0:
+        probe = ["sudo", "-n", "true"]
+        if not shutil.which("sudo") or subprocess.run(probe, capture_output=True).returncode:
+            return
+        sudo = ["sudo", "-n"]
+    print(f"installing {' '.join(packages)}", flush=True)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (
+        ["update", "-qq"],
+        ["install", "-y", "-qq", "--no-install-recommends", *packages],
+    ):
+        subprocess.run([*sudo, "apt-get", *command], env=environment, stdout=subprocess.DEVNULL)
+
+
+def main() -> int:
+    """Run every step; return the worst exit code of those that ran."""
+    install_packages()
+    NOT_RUN_FILE.parent.mkdir(exist_ok=True)
+    NOT_RUN_FILE.unlink(missing_ok=True)
+    environment = os.environ | {"PATH": _path(), "NOT_RUN_FILE": str(NOT_RUN_FILE)}
+    not_run, failed = [], []
+    for name, command in STEPS.items():
+        started_s = time.monotonic()
+        print(f"== {name}", flush=True)
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        print(f"== {name}: exit {code}, {time.monotonic() - started_s:.0f} s", flush=True)
+        if code == NOT_RUN or (name.startswith("kernels") and code and _missing_tool(name)):
+            not_run.append(name)
+        elif code:
+            failed.append(name)
+    if NOT_RUN_FILE.exists():
+        not_run += NOT_RUN_FILE.read_text().splitlines()
+    print(f"failed: {', '.join(failed) or 'nothing'}")
+    missing = f" (missing packages: {', '.join(_missing())})" if _missing() else ""
+    print(f"NOT RUN: {'; '.join(not_run)}{missing}" if not_run else "everything ran")
+    return 1 if failed else 0
+
+
+def _missing_tool(name: str) -> bool:
+    return "Arm" in name and not (
+        shutil.which("qemu-aarch64", path=_path())
+        and shutil.which("aarch64-linux-gnu-gcc", path=_path())
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota.manifest import FileEntry, Health, Manifest, ManifestError, parse_manifest
+
+FILES = {"b.json": FileEntry(2, "ab" * 32), "a.bin": FileEntry(1, "cd" * 32)}
+GOOD = Manifest("edge-tiny", "1.0.0", 1, FILES, Health(((0, 5),), ("ef" * 32,)))
+
+
+def test_it_survives_its_own_text():
+    assert parse_manifest(GOOD.encode()) == GOOD
+
+
+def test_the_root_is_the_hash_that_the_document_defines():
+    lines = f"{'cd' * 32} 1 a.bin\n{'ab' * 32} 2 b.json\n"
+    assert GOOD.root == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def changed(**fields):
+    return json.dumps(json.loads(GOOD.encode()) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"nope", "not JSON"),
+        (b"[" * 99999, "not JSON"),
+        (b"[]", "an object"),
+        (b" " * (1 << 21), "at most"),
+        (changed(format=2), "format 1"),
+        (changed(name="../x"), "a name"),
+        (changed(version=""), "a version"),
+        (changed(counter=-1), "a counter"),
+        (changed(counter=True), "a counter"),
+        (changed(files={}), "files"),
+        (changed(files={"../etc/passwd": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
+        (changed(files={"a/b": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
+        (changed(files={"release.json": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
+        (changed(files={"a": {"bytes": -1, "sha256": "ab" * 32}}), "a size"),
+        (changed(files={"a": {"bytes": 1, "sha256": "zz"}}), "sha256"),
+        (changed(root="00" * 32), "root"),
+        (changed(health={"prompts": [[1]], "logits_sha256": []}), "one hash"),
+        (changed(health={"prompts": [["x"]], "logits_sha256": ["ab" * 32]}), "token ids"),
+    ],
+)
+def test_anything_else_is_refused_by_field(text, says):
+    with pytest.raises(ManifestError, match=says) as err:
+        parse_manifest(text)
+    assert "\n" not in str(err.value)
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["format", "name", "files", "root", "health", "bytes"]),
+                inner,
+                max_size=4,
+            )
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_no_bytes_get_anything_but_a_manifest_error(text):
+    with pytest.raises(ManifestError):
+        parse_manifest(text)

@@ -1,0 +1,44 @@
+"""One way to get one quantity, found by a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeagent.errors import AdapterError
+
+Value = float | bool | str
+
+
+class SensorAbsent(AdapterError):
+    """A sensor is there and healthy but has nothing to say now; the message says why."""
+
+    code = "sensor_absent"
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A source of ``quantity``; of several, the lowest ``rank`` that can be read is used."""
+
+    quantity: str
+    name: str  # as in Sample.sources, for example "thermal cpu-thermal"
+    path: str
+    quality: str
+    rank: int
+    read: Callable[[float], Value]  # takes the time; raises OSError, ValueError, SensorAbsent
+    files: tuple[str, ...] = ()  # what must be readable for it to work
+    problem: str = ""  # why it cannot be used, "" when it can
+
+    @property
+    def source(self) -> str:
+        """What a sample says about where a value came from."""
+        return f"{self.quality}: {self.name}"
+
+
+def unusable(quantity: str, name: str, path: str, problem: str) -> Candidate:
+    """Return a candidate that is only listed, so that a person sees why it is not used."""
+
+    def read(_now_s: float) -> Value:
+        raise SensorAbsent(problem)
+
+    return Candidate(quantity, name, path, "", 99, read, problem=problem)

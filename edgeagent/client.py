@@ -141,7 +141,7 @@ class Client:
                 message = self._messages.get(timeout=timeout_s)
             except queue.Empty:
                 raise AdapterError(
-                    f"no answer over {self._where} within {timeout_s:g} s: does the agent run there?"
+                    f"no answer over {self._where} within {timeout_s:g} s: does the agent run?"
                 ) from None
             if message.topic == self._reply_topic:
                 yield json.loads(message.payload)

@@ -1,1 +1,5 @@
-"""PURE: what is said on the wire: topics, messages, admission to the queue."""
+"""What is said over MQTT, as values: topics, queries, replies, admission.  Pure.
+
+Nothing here imports asyncio, a socket, a file or a clock.  Time is the parameter ``now_s``,
+seconds of a monotonic clock.
+"""

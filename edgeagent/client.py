@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -27,7 +28,12 @@ CONNECT_TIMEOUT_S = 5.0
 #: Retained messages arrive right after SUBACK; silence of this length means there is no more.
 RETAINED_QUIET_S = 0.3
 
-_PROTOCOLS = {"5": (mqtt.MQTTv5,), "3.1.1": (mqtt.MQTTv311,), "auto": (mqtt.MQTTv5, mqtt.MQTTv311)}
+_V5, _V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
+_PROTOCOLS = {"5": (_V5,), "3.1.1": (_V311,), "auto": (_V5, _V311)}
+
+
+def _publish_properties() -> Properties:
+    return Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
 
 
 class Client:
@@ -57,7 +63,7 @@ class Client:
             self._client = self._make(version, username, password)
             failure = self._connect(host, port)
             if not failure:
-                self.is_v5 = version == mqtt.MQTTv5
+                self.is_v5 = version == _V5
                 self._subscribe(self._reply_topic, qos=1)
                 return
             self.close()
@@ -66,9 +72,9 @@ class Client:
         )
 
     def _make(
-        self, version: mqtt.MQTTProtocolVersion, username: str | None, password: str | None
+        self, version: MQTTProtocolVersion, username: str | None, password: str | None
     ) -> mqtt.Client:
-        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=version)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
         if username is not None:
             client.username_pw_set(username, password)
         client.on_message = lambda _client, _data, message: self._messages.put(message)
@@ -120,7 +126,7 @@ class Client:
         payload = {**query, "id": query_id}
         properties = None
         if self.is_v5:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = _publish_properties()
             properties.ResponseTopic = self._reply_topic
             properties.CorrelationData = query_id.encode()
         else:
@@ -174,7 +180,7 @@ class Client:
         topic = Topics(node, self.prefix).query_cancel
         properties = None
         if self.is_v5:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = _publish_properties()
             properties.CorrelationData = query_id.encode()
             properties.ResponseTopic = self._reply_topic
         self._client.publish(topic, json.dumps({"id": query_id}), qos=1, properties=properties)

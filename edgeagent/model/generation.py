@@ -179,7 +179,7 @@ class LoadedModel:
         )
         stream, stops = self.tokenizer.decode_stream(), StopMatcher(params.stop)
         recent: list[int] = []
-        busy_s = 0.0
+        busy_s, finish = 0.0, "length"
         while True:
             started_s = time.perf_counter()
             token = sampler.sample(self.session, recent[-REPETITION_WINDOW_TOKENS:])
@@ -195,7 +195,7 @@ class LoadedModel:
             if met:
                 return "stop"
             if reason or len(recent) == max_tokens:
-                finish = reason or "length"
+                finish = reason or finish
                 break
             started_s = time.perf_counter()
             self.session.eval([token])

@@ -238,11 +238,11 @@ class LoadedModel:
 
 def _fractions(counters: Sequence[Mapping[str, int]]) -> dict[str, float]:
     def fraction(what: str) -> float:
-        total = sum(layer[f"{what}_total"] for layer in counters)
+        total = sum(layer[what] for layer in counters)
         skipped = sum(layer[f"{what}_skipped"] for layer in counters)
         return round(skipped / total, 4) if total else 0.0
 
     return {
         "multiplications_fraction": fraction("multiplications"),
-        "bytes_fraction": fraction("bytes"),
+        "bytes_fraction": fraction("weight_bytes"),
     }

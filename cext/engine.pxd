@@ -1,0 +1,110 @@
+"""The C core as Cython sees it; cext/include/*.h are the contracts."""
+
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "ternary.h" nogil:
+    enum:
+        TERN_BLOCK
+        TERN_BLOCK_BYTES
+        TERN_PANEL
+        TERN_LINE_BYTES
+        TERN_UNIT
+        TERN_X_MAX
+        TERN_IN_MAX
+
+    ctypedef struct tern_act:
+        const int8_t *x
+        size_t n
+        int32_t sum
+        const uint32_t *live
+        const int8_t *live_x
+        size_t n_live
+
+    ctypedef struct tern_kernels:
+        const char *name
+        uint32_t needs
+        void (*gemv_rows)(const uint8_t *, const tern_act *, int32_t *, const uint32_t *, size_t,
+                          size_t) nogil
+        void (*gemv_cols)(const uint8_t *, const tern_act *, int32_t *, size_t, size_t) nogil
+        void (*dot_f16)(const uint16_t *, size_t, size_t, const float *, float *) nogil
+        void (*dot_f32)(const float *, size_t, size_t, const float *, float *) nogil
+        void (*mix_f32)(const float *, size_t, size_t, const float *, float *) nogil
+
+    uint32_t tern_cpu_features()
+    const tern_kernels *tern_select(uint32_t cpu, const char *forced)
+    const tern_kernels *const *tern_variants()
+    size_t tern_find_bad_code(const uint8_t *data, size_t n_bytes)
+
+
+cdef extern from "forward.h" nogil:
+    enum:
+        TERN_CONTEXT_MAX
+        TERN_THREADS_MAX
+
+    ctypedef enum tern_act_kind:
+        TERN_RELU2
+        TERN_SILU
+
+    ctypedef struct tern_config:
+        size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim
+        float eps
+        double rope_theta
+        tern_act_kind act
+
+    ctypedef struct tern_matrix:
+        const uint8_t *plane
+        size_t n_out, n_in
+        bint input_major
+        float scale
+
+    ctypedef struct tern_layer:
+        const float *input_norm
+        const float *post_norm
+        const float *attn_sub_norm
+        const float *ffn_sub_norm
+        tern_matrix q, k, v, o, gate, up, down
+
+    ctypedef struct tern_model:
+        tern_config config
+        const uint16_t *embed
+        const uint16_t *head
+        const float *final_norm
+        tern_layer *layers
+        const tern_kernels *kernels
+
+    ctypedef struct tern_counters:
+        uint64_t multiplications, multiplications_skipped
+        uint64_t weight_bytes, weight_bytes_skipped
+        uint64_t activations, zero_activations
+        uint64_t gates, closed_gates
+
+    ctypedef struct tern_state:
+        pass
+
+    tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_threads,
+                               bint zero_skip)
+    void tern_state_free(tern_state *state)
+    bint tern_state_set_threads(tern_state *state, size_t n_threads)
+    void tern_state_set_zero_skip(tern_state *state, bint zero_skip)
+    void tern_forward(tern_state *state, const uint32_t *tokens, size_t n_tokens, float *logits)
+    size_t tern_state_n_past(const tern_state *state)
+    void tern_state_truncate(tern_state *state, size_t n_past)
+    tern_counters *tern_state_counters(tern_state *state)
+    size_t tern_kv_bytes(const tern_config *config, size_t context)
+
+
+cdef extern from "sampler.h" nogil:
+    ctypedef struct tern_sampler:
+        float temperature
+        size_t top_k
+        float top_p
+        float min_p
+        float repetition_penalty
+
+    ctypedef struct tern_candidate:
+        pass
+
+    void tern_sampler_seed(tern_sampler *sampler, uint64_t seed)
+    uint32_t tern_sample(tern_sampler *sampler, const float *logits, size_t vocab,
+                         const uint32_t *recent, size_t n_recent, tern_candidate *scratch)

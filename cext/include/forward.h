@@ -1,0 +1,88 @@
+/* forward.h - contract of the forward pass: what a model is, what it knows, what it is doing now.
+ *
+ * Nothing here checks its input: whoever fills a tern_model has checked every shape and length.
+ * Results are the same bits for every variant, thread count, zero_skip and split of a prompt. */
+#ifndef FORWARD_H
+#define FORWARD_H
+
+#include "ternary.h"
+#include <stdbool.h>
+
+enum {
+    TERN_CONTEXT_MAX = 1 << 20, /* positions; det_sincos is exact enough up to 2^20 radians */
+    TERN_THREADS_MAX = 64,
+    TERN_TOKENS_BLOCK = 16, /* tokens that go through a layer together */
+};
+
+typedef enum tern_act_kind { TERN_RELU2, TERN_SILU } tern_act_kind;
+
+/* What the model is. */
+typedef struct tern_config {
+    size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
+    float eps;         /* of every RMSNorm */
+    double rope_theta;
+    tern_act_kind act;
+} tern_config;
+
+/* One packed plane; the product is multiplied by `scale`. */
+typedef struct tern_matrix {
+    const uint8_t *plane;
+    size_t n_out, n_in;
+    bool input_major;
+    float scale;
+} tern_matrix;
+
+typedef struct tern_layer {
+    const float *input_norm;    /* (hidden,) */
+    const float *post_norm;     /* (hidden,) */
+    const float *attn_sub_norm; /* (n_heads * head_dim,) or NULL */
+    const float *ffn_sub_norm;  /* (ffn,) or NULL */
+    tern_matrix q, k, v, o, gate, up, down;
+} tern_layer;
+
+/* What it knows.  Nothing is copied: the pointers lead into the model's files. */
+typedef struct tern_model {
+    tern_config config;
+    const uint16_t *embed;   /* (vocab, hidden) float16 */
+    const uint16_t *head;    /* (vocab, hidden) float16; == embed when tied */
+    const float *final_norm; /* (hidden,) */
+    tern_layer *layers;      /* (n_layers,) */
+    const tern_kernels *kernels;
+} tern_model;
+
+/* What zero activations and closed gates saved, in one layer since the last reset. */
+typedef struct tern_counters {
+    uint64_t multiplications, multiplications_skipped;
+    uint64_t weight_bytes, weight_bytes_skipped;
+    uint64_t activations, zero_activations; /* inputs of all matrices */
+    uint64_t gates, closed_gates;           /* rows of up whose gate is exactly 0 */
+} tern_counters;
+
+/* What it is doing now: KV cache, scratch memory and threads of one conversation. */
+typedef struct tern_state tern_state;
+
+/* NULL when memory or threads are lacking.  `model` must outlive the state. */
+tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_threads,
+                           bool zero_skip);
+void tern_state_free(tern_state *state);
+
+/* Replace the threads.  False when they cannot be had; the state is then unchanged. */
+bool tern_state_set_threads(tern_state *state, size_t n_threads);
+void tern_state_set_zero_skip(tern_state *state, bool zero_skip);
+
+/* Append `tokens` to the KV cache and write the logits of the last one.
+ *
+ *   tokens  (n_tokens,) uint32  each < vocab; n_past + n_tokens <= context
+ *   logits  (vocab,) float32    overwritten */
+void tern_forward(tern_state *state, const uint32_t *tokens, size_t n_tokens, float *logits);
+
+size_t tern_state_n_past(const tern_state *state);
+void tern_state_truncate(tern_state *state, size_t n_past); /* n_past <= the present one */
+
+/* (n_layers,) */
+tern_counters *tern_state_counters(tern_state *state);
+
+/* Bytes of a KV cache, and of everything else in a state. */
+size_t tern_kv_bytes(const tern_config *config, size_t context);
+
+#endif

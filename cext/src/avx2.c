@@ -1,0 +1,304 @@
+/* avx2.c - VPMADDUBSW into int16 lanes, widened before they can overflow; VCVTPH2PS for float16.
+ *
+ * Output-major: 32 codes against 32 activations; neighbours of one row meet in an int16 lane.
+ * Input-major: the lines of two channels are interleaved byte by byte, so that the pair (code of
+ * channel k, code of channel k') of one output meets the pair (x[k], x[k']) in one int16 lane: a
+ * lane is an output, and nothing is ever summed across lanes. */
+#include "variants.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+#define ISA TARGET("avx2,f16c")
+
+/* VPMADDUBSW adds 2 products of a code of at most 2 and an activation of at most TERN_X_MAX. */
+enum {
+    PAIR_MAX = 2 * 2 * TERN_X_MAX,
+    LANE_PER_BLOCK = 4 * PAIR_MAX, /* rows: 4 results a block */
+    BLOCKS_PER_WIDEN = 16,
+    PAIRS_PER_WIDEN = CHUNK / 2, /* cols: 1 result a pair of channels */
+};
+_Static_assert(INT16_MAX / LANE_PER_BLOCK >= BLOCKS_PER_WIDEN, "rows: int16 lane would overflow");
+_Static_assert(INT16_MAX / PAIR_MAX >= PAIRS_PER_WIDEN, "cols: int16 lane would overflow");
+
+/* Codes at bits 2 s of every byte. */
+ISA static inline __m256i codes_u8x32(__m256i packed, int s)
+{
+    return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * s), _mm256_set1_epi8(3));
+}
+
+ISA static inline __m256i load_u8x32(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* ---- output-major ---- */
+
+ISA static inline __m256i block_dot_i16x16(const uint8_t *block, const int8_t *x)
+{
+    const __m256i packed = load_u8x32(block);
+    const __m256i s0 = _mm256_maddubs_epi16(codes_u8x32(packed, 0), load_u8x32(x));
+    const __m256i s1 = _mm256_maddubs_epi16(codes_u8x32(packed, 1), load_u8x32(x + 32));
+    const __m256i s2 = _mm256_maddubs_epi16(codes_u8x32(packed, 2), load_u8x32(x + 64));
+    const __m256i s3 = _mm256_maddubs_epi16(codes_u8x32(packed, 3), load_u8x32(x + 96));
+    return _mm256_add_epi16(_mm256_add_epi16(s0, s1), _mm256_add_epi16(s2, s3));
+}
+
+ISA static inline int32_t hsum_i32x8(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+ISA static int32_t row_dot(const uint8_t *row, const int8_t *x, size_t blocks)
+{
+    __m256i acc_i32 = _mm256_setzero_si256();
+    for (size_t b = 0; b < blocks;) {
+        const size_t stop = b + BLOCKS_PER_WIDEN < blocks ? b + BLOCKS_PER_WIDEN : blocks;
+        __m256i acc_i16 = _mm256_setzero_si256();
+        for (; b < stop; b++)
+            acc_i16 = _mm256_add_epi16(
+                acc_i16, block_dot_i16x16(row + b * TERN_BLOCK_BYTES, x + b * TERN_BLOCK));
+        acc_i32 = _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
+    }
+    return hsum_i32x8(acc_i32);
+}
+
+ISA static void gemv_rows_avx2(const uint8_t *plane, const tern_act *a, int32_t *y,
+                               const uint32_t *rows, size_t begin, size_t end)
+{
+    const size_t blocks = (a->n + TERN_BLOCK - 1) / TERN_BLOCK;
+    for (size_t i = begin; i < end; i++) {
+        const size_t r = rows ? rows[i] : i;
+        y[r] = row_dot(plane + r * blocks * TERN_BLOCK_BYTES, a->x, blocks) - a->sum;
+    }
+}
+
+/* ---- input-major ---- */
+
+/* int16 sums of one unit: [s][0] holds outputs 32 s + {0..7, 16..23}, [s][1] the others. */
+typedef struct unit_i16 {
+    __m256i lane[4][2];
+} unit_i16;
+
+ISA static inline void add_pair(unit_i16 *acc, const uint8_t *half_a, const uint8_t *half_b,
+                                const int8_t *x_pair)
+{
+    int16_t pair;
+    memcpy(&pair, x_pair, sizeof pair);
+    const __m256i x_i8x32 = _mm256_set1_epi16(pair);
+    const __m256i a = load_u8x32(half_a), b = load_u8x32(half_b);
+    const __m256i lo = _mm256_unpacklo_epi8(a, b), hi = _mm256_unpackhi_epi8(a, b);
+#define ADD(s)                                                                                     \
+    acc->lane[s][0] = _mm256_add_epi16(acc->lane[s][0],                                            \
+                                       _mm256_maddubs_epi16(codes_u8x32(lo, s), x_i8x32));         \
+    acc->lane[s][1] =                                                                              \
+        _mm256_add_epi16(acc->lane[s][1], _mm256_maddubs_epi16(codes_u8x32(hi, s), x_i8x32))
+    ADD(0);
+    ADD(1);
+    ADD(2);
+    ADD(3);
+#undef ADD
+}
+
+ISA static inline void add_i16x8(int32_t *y, __m128i v)
+{
+    const __m256i sum = _mm256_add_epi32(load_u8x32(y), _mm256_cvtepi16_epi32(v));
+    _mm256_storeu_si256((__m256i *)y, sum);
+}
+
+ISA static inline void widen(const unit_i16 *acc, int32_t *y)
+{
+    for (int s = 0; s < 4; s++, y += 32) {
+        add_i16x8(y, _mm256_castsi256_si128(acc->lane[s][0]));
+        add_i16x8(y + 8, _mm256_castsi256_si128(acc->lane[s][1]));
+        add_i16x8(y + 16, _mm256_extracti128_si256(acc->lane[s][0], 1));
+        add_i16x8(y + 24, _mm256_extracti128_si256(acc->lane[s][1], 1));
+    }
+}
+
+/* Channels [i, stop) of one unit, at most CHUNK of them.  `half` is the unit's block of line 0. */
+ISA static inline void chunk_all(const uint8_t *half, const tern_act *a, size_t i, size_t stop,
+                                 int ahead, int32_t *y)
+{
+    unit_i16 acc = { 0 };
+    for (; i + 2 <= stop; i += 2) {
+        const uint8_t *line = half + i * TERN_LINE_BYTES;
+        if (ahead) {
+            prefetch_line(half, i + PREFETCH_LINES);
+            prefetch_line(half, i + PREFETCH_LINES + 1);
+        }
+        add_pair(&acc, line, line + TERN_LINE_BYTES, a->x + i);
+    }
+    if (i < stop) { /* odd end: the partner's x is 0, which makes any line do */
+        const int8_t x_pair[2] = { a->x[i], 0 };
+        add_pair(&acc, half + i * TERN_LINE_BYTES, half + i * TERN_LINE_BYTES, x_pair);
+    }
+    widen(&acc, y);
+}
+
+/* The same over the list of live channels. */
+ISA static inline void chunk_live(const uint8_t *half, const tern_act *a, size_t i, size_t stop,
+                                  int ahead, int32_t *y)
+{
+    const uint32_t *live = a->live;
+    const size_t last = a->n_live - 1;
+    unit_i16 acc = { 0 };
+    for (; i + 2 <= stop; i += 2) {
+        if (ahead) {
+            const size_t next = i + PREFETCH_LINES < last ? i + PREFETCH_LINES : last - 1;
+            prefetch_line(half, live[next]);
+            prefetch_line(half, live[next + 1]);
+        }
+        add_pair(&acc, half + (size_t)live[i] * TERN_LINE_BYTES,
+                 half + (size_t)live[i + 1] * TERN_LINE_BYTES, a->live_x + i);
+    }
+    if (i < stop) { /* odd end: live_x is followed by a 0 */
+        const uint8_t *line = half + (size_t)live[i] * TERN_LINE_BYTES;
+        add_pair(&acc, line, line, a->live_x + i);
+    }
+    widen(&acc, y);
+}
+
+/* Units [u, u_end) of one panel, chunk by chunk, so that both halves of a line are used while it is
+ * in the cache and memory sees one sequential stream. */
+ISA static void panel(const uint8_t *lines, const tern_act *a, int32_t *y, size_t u, size_t u_end)
+{
+    const size_t visited = a->live ? a->n_live : a->n;
+    const __m256i minus_sum_i32x8 = _mm256_set1_epi32(-a->sum);
+    for (size_t o = u * TERN_UNIT; o < u_end * TERN_UNIT; o += 8)
+        _mm256_storeu_si256((__m256i *)(y + o), minus_sum_i32x8);
+    for (size_t i = 0; i < visited; i += CHUNK) {
+        const size_t stop = i + CHUNK < visited ? i + CHUNK : visited;
+        for (size_t v = u; v < u_end; v++) {
+            const uint8_t *half = lines + v * TERN_BLOCK_BYTES;
+            if (a->live)
+                chunk_live(half, a, i, stop, v == u, y + v * TERN_UNIT);
+            else
+                chunk_all(half, a, i, stop, v == u, y + v * TERN_UNIT);
+        }
+    }
+}
+
+ISA static void gemv_cols_avx2(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
+                               size_t end)
+{
+    for (size_t p = begin / 2; 2 * p < end; p++) {
+        const size_t u = begin > 2 * p ? 1 : 0, u_end = end < 2 * p + 2 ? 1 : 2;
+        panel(plane + p * a->n * TERN_LINE_BYTES, a, y + p * TERN_PANEL, u, u_end);
+    }
+}
+
+/* ---- floats ---- */
+
+ISA static inline __m256 load_f16x8(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+/* The rest of a row, and the tree.  `lo` holds lanes 0..7, `hi` lanes 8..15. */
+ISA static inline float finish_f16(__m256 lo, __m256 hi, const uint16_t *row, const float *x,
+                                   size_t n)
+{
+    float lane[DOT_LANES];
+    _mm256_storeu_ps(lane, lo);
+    _mm256_storeu_ps(lane + 8, hi);
+    for (size_t i = n - n % DOT_LANES; i < n; i++)
+        lane[i % DOT_LANES] += f32_from_f16(row[i]) * x[i];
+    return dot_tree(lane);
+}
+
+ISA static inline float finish_f32(__m256 lo, __m256 hi, const float *row, const float *x, size_t n)
+{
+    float lane[DOT_LANES];
+    _mm256_storeu_ps(lane, lo);
+    _mm256_storeu_ps(lane + 8, hi);
+    for (size_t i = n - n % DOT_LANES; i < n; i++) lane[i % DOT_LANES] += row[i] * x[i];
+    return dot_tree(lane);
+}
+
+ISA static inline __m256 mul_add(__m256 acc, __m256 a, __m256 b)
+{
+    return _mm256_add_ps(acc, _mm256_mul_ps(a, b));
+}
+
+/* Four rows at a time: eight independent chains hide the latency of the additions. */
+ISA static void dot_f16_avx2(const uint16_t *rows, size_t n_rows, size_t n, const float *x,
+                             float *y)
+{
+    const size_t whole = n - n % DOT_LANES;
+    size_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        const uint16_t *row = rows + r * n;
+        __m256 lo[4], hi[4];
+        for (int j = 0; j < 4; j++) lo[j] = hi[j] = _mm256_setzero_ps();
+        for (size_t i = 0; i < whole; i += DOT_LANES) {
+            const __m256 x_lo = _mm256_loadu_ps(x + i), x_hi = _mm256_loadu_ps(x + i + 8);
+            for (size_t j = 0; j < 4; j++) {
+                lo[j] = mul_add(lo[j], load_f16x8(row + j * n + i), x_lo);
+                hi[j] = mul_add(hi[j], load_f16x8(row + j * n + i + 8), x_hi);
+            }
+        }
+        for (size_t j = 0; j < 4; j++) y[r + j] = finish_f16(lo[j], hi[j], row + j * n, x, n);
+    }
+    for (; r < n_rows; r++) {
+        const uint16_t *row = rows + r * n;
+        __m256 lo = _mm256_setzero_ps(), hi = lo;
+        for (size_t i = 0; i < whole; i += DOT_LANES) {
+            lo = mul_add(lo, load_f16x8(row + i), _mm256_loadu_ps(x + i));
+            hi = mul_add(hi, load_f16x8(row + i + 8), _mm256_loadu_ps(x + i + 8));
+        }
+        y[r] = finish_f16(lo, hi, row, x, n);
+    }
+}
+
+ISA static void dot_f32_avx2(const float *rows, size_t n_rows, size_t n, const float *x, float *y)
+{
+    const size_t whole = n - n % DOT_LANES;
+    for (size_t r = 0; r < n_rows; r++, rows += n) {
+        __m256 lo = _mm256_setzero_ps(), hi = lo;
+        for (size_t i = 0; i < whole; i += DOT_LANES) {
+            lo = mul_add(lo, _mm256_loadu_ps(rows + i), _mm256_loadu_ps(x + i));
+            hi = mul_add(hi, _mm256_loadu_ps(rows + i + 8), _mm256_loadu_ps(x + i + 8));
+        }
+        y[r] = finish_f32(lo, hi, rows, x, n);
+    }
+}
+
+/* Columns in strips of 32, so that the sums stay in registers over all rows. */
+ISA static void mix_f32_avx2(const float *rows, size_t n_rows, size_t n, const float *w, float *y)
+{
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256 acc[4];
+        for (int j = 0; j < 4; j++) acc[j] = _mm256_setzero_ps();
+        for (size_t r = 0; r < n_rows; r++) {
+            const __m256 weight = _mm256_set1_ps(w[r]);
+            for (size_t j = 0; j < 4; j++)
+                acc[j] = mul_add(acc[j], weight, _mm256_loadu_ps(rows + r * n + i + 8 * j));
+        }
+        for (size_t j = 0; j < 4; j++) _mm256_storeu_ps(y + i + 8 * j, acc[j]);
+    }
+    for (; i + 8 <= n; i += 8) {
+        __m256 acc = _mm256_setzero_ps();
+        for (size_t r = 0; r < n_rows; r++)
+            acc = mul_add(acc, _mm256_set1_ps(w[r]), _mm256_loadu_ps(rows + r * n + i));
+        _mm256_storeu_ps(y + i, acc);
+    }
+    for (; i < n; i++) {
+        float acc = 0.0f;
+        for (size_t r = 0; r < n_rows; r++) acc += w[r] * rows[r * n + i];
+        y[i] = acc;
+    }
+}
+
+const tern_kernels tern_avx2 = {
+    .name = "avx2",
+    .needs = TERN_CPU_AVX2 | TERN_CPU_F16C,
+    .gemv_rows = gemv_rows_avx2,
+    .gemv_cols = gemv_cols_avx2,
+    .dot_f16 = dot_f16_avx2,
+    .dot_f32 = dot_f32_avx2,
+    .mix_f32 = mix_f32_avx2,
+};
+#endif

@@ -1,0 +1,155 @@
+/* ops.c - the float steps between two matrices; see ops.h. */
+#include "ops.h"
+#include "detmath.h"
+#include "variants.h"
+#include <math.h>
+#include <string.h>
+
+static const float ABSMAX_FLOOR = 1e-5f; /* part of the model's definition: a zero row gives q = 0 */
+
+void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, size_t n, float eps,
+              float *y)
+{
+    float sum;
+    kernels->dot_f32(x, 1, n, x, &sum);
+    const float r = 1.0f / sqrtf(sum / (float)n + eps); /* sqrtf is exact by IEEE 754 */
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * r * gain[i];
+}
+
+/* max |x|.  Magnitudes order like their bits, and the integer maximum becomes vector code. */
+static float absmax(const float *x, size_t n)
+{
+    int32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t magnitude = (int32_t)(bits_of_f32(x[i]) & 0x7fffffffu);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return f32_from_bits((uint32_t)largest);
+}
+
+/* One activation.  Both comparisons are false for a NaN's sake: it becomes -127, not undefined. */
+static inline int8_t quantize_one(float x, float a)
+{
+    float q = round_f32(x * a);
+    q = q > -(float)TERN_X_MAX ? q : -(float)TERN_X_MAX;
+    q = q < (float)TERN_X_MAX ? q : (float)TERN_X_MAX;
+    return (int8_t)(int32_t)q;
+}
+
+static size_t list_channels(const int8_t *x, size_t n, uint32_t *live, int8_t *live_x)
+{
+    size_t n_live = 0;
+    for (size_t k = 0; k < n; k++) {
+        live[n_live] = (uint32_t)k;
+        live_x[n_live] = x[k];
+        n_live += x[k] != 0;
+    }
+    live_x[n_live] = 0;
+    return n_live;
+}
+
+void quantize(const float *x, size_t n, bool list_live, quantized *q)
+{
+    const float largest = absmax(x, n);
+    const float a = (float)TERN_X_MAX / (largest > ABSMAX_FLOOR ? largest : ABSMAX_FLOOR);
+    const size_t padded = (n + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK;
+    int32_t sum = 0, n_zero = 0;
+    for (size_t i = 0; i < n; i++) q->x[i] = quantize_one(x[i], a);
+    memset(q->x + n, 0, padded - n);
+    for (size_t i = 0; i < n; i++) {
+        sum += q->x[i];
+        n_zero += q->x[i] == 0;
+    }
+    q->inverse = 1.0f / a;
+    q->n_zero = (size_t)n_zero;
+    q->act = (tern_act){ .x = q->x, .n = n, .sum = sum };
+    if (list_live) {
+        q->act.n_live = list_channels(q->x, n, q->live, q->live_x);
+        q->act.live = q->live;
+        q->act.live_x = q->live_x;
+    }
+}
+
+void dequantize(const int32_t *z, size_t n, float scale, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (float)z[i] * scale;
+}
+
+void add_dequantized(const int32_t *z, size_t n, float scale, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] += (float)z[i] * scale;
+}
+
+void rope_table(double theta, size_t head_dim, size_t context, float *cosines, float *sines)
+{
+    const size_t half = head_dim / 2;
+    const double log_theta = det_log(theta);
+    for (size_t i = 0; i < half; i++) {
+        const double frequency = det_exp(-2.0 * (double)i / (double)head_dim * log_theta);
+        for (size_t position = 0; position < context; position++) {
+            double sine, cosine;
+            det_sincos((double)position * frequency, &sine, &cosine);
+            cosines[position * half + i] = (float)cosine;
+            sines[position * half + i] = (float)sine;
+        }
+    }
+}
+
+void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines)
+{
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_heads; h++, x += head_dim) {
+        for (size_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cosines[i] - b * sines[i];
+            x[i + half] = b * cosines[i] + a * sines[i];
+        }
+    }
+}
+
+/* Sum in the order of the kernels' dot products. */
+static float sum_f32(const float *x, size_t n)
+{
+    float lane[DOT_LANES] = { 0 };
+    const size_t whole = n - n % DOT_LANES;
+    for (size_t i = 0; i < whole; i += DOT_LANES)
+        for (size_t l = 0; l < DOT_LANES; l++) lane[l] += x[i + l];
+    for (size_t i = whole; i < n; i++) lane[i - whole] += x[i];
+    return dot_tree(lane);
+}
+
+float softmax_unscaled(float *x, size_t n)
+{
+    float largest = x[0];
+    for (size_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    for (size_t i = 0; i < n; i++) x[i] = det_expf(x[i] - largest);
+    return 1.0f / sum_f32(x, n);
+}
+
+void activate(tern_act_kind kind, float *gate, size_t n)
+{
+    if (kind == TERN_RELU2)
+        for (size_t i = 0; i < n; i++) gate[i] = gate[i] > 0.0f ? gate[i] * gate[i] : 0.0f;
+    else
+        for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + det_expf(-gate[i]));
+}
+
+void gated_product(const float *gate, const float *up, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] == 0.0f ? 0.0f : gate[i] * up[i];
+}
+
+size_t open_gates(const float *gate, size_t n, uint32_t *rows)
+{
+    size_t n_open = 0;
+    for (size_t i = 0; i < n; i++) {
+        rows[n_open] = (uint32_t)i;
+        n_open += gate[i] != 0.0f;
+    }
+    return n_open;
+}
+
+void embed_f16(const uint16_t *row, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = f32_from_f16(row[i]);
+}

@@ -1,0 +1,52 @@
+/* ops.h - private: the float steps between two matrices, in portable C.
+ *
+ * Elementwise loops have no order to keep; every sum is either a kernel's dot product or sum_f32. */
+#ifndef OPS_H
+#define OPS_H
+
+#include "forward.h"
+
+/* Quantised activations of one token; owns nothing. */
+typedef struct quantized {
+    tern_act act;
+    float inverse;   /* 1 / a: multiply an integer product by it */
+    size_t n_zero;
+    int8_t *x;       /* (capacity,) what act.x points to */
+    uint32_t *live;  /* (capacity,) */
+    int8_t *live_x;  /* (capacity + 1,) */
+} quantized;
+
+/* y = x / sqrt(mean(x^2) + eps) * gain.  The sum of squares is kernels->dot_f32(x, x): 16 partial
+ * sums in the order of ternary.h.  `y` may be `x`. */
+void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, size_t n, float eps,
+              float *y);
+
+/* q = round_half_even(x * a), a = 127 / max(max |x|, 1e-5); with the list of live channels when
+ * `list_live`. */
+void quantize(const float *x, size_t n, bool list_live, quantized *q);
+
+/* y = z * scale, and y += z * scale */
+void dequantize(const int32_t *z, size_t n, float scale, float *y);
+void add_dequantized(const int32_t *z, size_t n, float scale, float *y);
+
+/* cos and sin of position * theta^(-2 i / head_dim): (context, head_dim / 2) each. */
+void rope_table(double theta, size_t head_dim, size_t context, float *cosines, float *sines);
+
+/* Rotate-half RoPE over (n_heads, head_dim) in place; cosines and sines of one position. */
+void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines);
+
+/* w[i] = exp(x[i] - max x) in place; returns 1 / sum, the sum in the order of ternary.h. */
+float softmax_unscaled(float *x, size_t n);
+
+/* Activation of the gate in place. */
+void activate(tern_act_kind kind, float *gate, size_t n);
+
+/* y[i] = gate[i] * up[i], and exactly 0 where the gate is 0, whatever up holds. */
+void gated_product(const float *gate, const float *up, size_t n, float *y);
+
+/* Indices of the gates that are not 0; returns how many. */
+size_t open_gates(const float *gate, size_t n, uint32_t *rows);
+
+void embed_f16(const uint16_t *row, size_t n, float *y);
+
+#endif

@@ -1,0 +1,161 @@
+"""What type checkers see of the compiled core; cext/_core.pyx is the code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import Buffer
+
+def variants() -> list[str]:
+    """Name every variant that is compiled in, best first."""
+
+def supported_variants() -> list[str]:
+    """Name every variant that this CPU can run, best first."""
+
+def check_trits(buffer: Buffer) -> None:
+    """Raise ValueError when a packed plane holds the illegal code 3."""
+
+class Kernels:
+    """The kernel table of one variant, chosen once.  Its methods exist for tests and benchmarks."""
+
+    def __init__(self, variant: str | None = None) -> None:
+        """Choose ``variant``, else $EDGEAGENT_KERNEL, else the best one.
+
+        Raises:
+            ValueError: it is unknown, or this CPU cannot run it.
+        """
+    @property
+    def name(self) -> str: ...
+    def gemv_rows(
+        self, plane: Buffer, x: Buffer, y: Buffer, rows: Buffer | None = None, *, repeat: int = 1
+    ) -> None:
+        """Write ``y[r] = sum_k W[r, k] x[k]`` of an output-major plane.
+
+        Args:
+            plane: (out, ceil(in / 128) * 32) uint8.
+            x: (in,) int8, from -127 to 127.
+            y: (out,) int32; only the named rows are written.
+            rows: (n,) uint32, or None for all.
+            repeat: how often to do it, for benchmarks.
+        """
+    def gemv_cols(
+        self,
+        plane: Buffer,
+        x: Buffer,
+        y: Buffer,
+        live: Buffer | None = None,
+        units: tuple[int, int] | None = None,
+        *,
+        repeat: int = 1,
+    ) -> None:
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of an input-major plane.
+
+        Args:
+            plane: (panels, in, 64) uint8.
+            x: (in,) int8, from -127 to 127.
+            y: (panels * 256,) int32; only the units' outputs are written.
+            live: (n,) uint32, ascending: the only inputs to visit; None for all.
+            units: range of 128 outputs each; None for all.
+            repeat: how often to do it, for benchmarks.
+        """
+    def dot_f16(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
+        """Write ``y[r] = rows[r] . x``: (n_rows, n) uint16 (float16 bits), (n,), (n_rows,) float32."""
+    def dot_f32(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
+        """Write ``y[r] = rows[r] . x``: (n_rows, n), (n,), (n_rows,) float32."""
+    def mix_f32(self, rows: Buffer, w: Buffer, y: Buffer, *, repeat: int = 1) -> None:
+        """Write ``y = sum_r w[r] rows[r]``: (n_rows, n), (n_rows,), (n,) float32."""
+
+class Model:
+    """A model's weights, checked once and used where they lie."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: Mapping[str, tuple[str, tuple[int, ...], memoryview]],
+        kernel: str | None = None,
+    ) -> None:
+        """Check everything against ``config`` and keep a hold on the buffers; nothing is copied.
+
+        Args:
+            config: the keys of config.json.
+            tensors: name to (safetensors dtype, shape, bytes).
+            kernel: a variant's name; None for $EDGEAGENT_KERNEL, else the best one.
+
+        Raises:
+            ValueError: what was expected, what came, and of which key or tensor.
+        """
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context(self) -> int:
+        """``max_position_embeddings``."""
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def n_parameters(self) -> int:
+        """Trits, embedding, head and norms; scales are not counted."""
+    @property
+    def ternary_bytes(self) -> int:
+        """Bytes of all packed planes, padding included."""
+    @property
+    def other_bytes(self) -> int: ...
+
+class Session:
+    """A KV cache, its threads and the last logits.  One thread at a time may use it."""
+
+    def __init__(
+        self, model: Model, context: int, threads: int = 1, zero_skip: bool = True
+    ) -> None: ...
+    @property
+    def n_past(self) -> int:
+        """Positions in the KV cache."""
+    @property
+    def context(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @threads.setter
+    def threads(self, n: int) -> None: ...
+    @property
+    def zero_skip(self) -> bool: ...
+    @zero_skip.setter
+    def zero_skip(self, on: bool) -> None: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Append ``tokens`` to the KV cache; the logits of the last one are then ready.
+
+        Raises:
+            ValueError: no tokens, or an id outside the vocabulary; nothing was changed.
+            OverflowError: they do not fit the free part of the KV cache; nothing was changed.
+            RuntimeError: another thread is using this session.
+        """
+    def truncate(self, n_past: int) -> None:
+        """Forget every position from ``n_past`` on, and the logits."""
+    def logits(self) -> memoryview:
+        """Return (vocab,) float32 of the last position, read-only, valid until the next eval."""
+    def counters(self) -> list[dict[str, int]]:
+        """Return what was computed and skipped since the last reset, one dictionary a layer.
+
+        Keys: ``multiplications``, ``multiplications_skipped``, ``weight_bytes``,
+        ``weight_bytes_skipped``; ``activations`` and ``zero_activations`` of all matrix inputs;
+        ``gates`` and ``closed_gates`` of the feed-forward part.
+        """
+    def reset_counters(self) -> None: ...
+
+class Sampler:
+    """Logits to a token; the same seed gives the same tokens on every machine."""
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None: ...
+    def sample(self, session: Session, recent: Sequence[int] = ()) -> int:
+        """Draw the next token of ``session``; tokens in ``recent`` are made less likely."""

@@ -1,0 +1,23 @@
+"""Build the one compiled module, ``edgeagent._core``.  Static metadata lives in pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# No -march: every variant names its instruction set on its own functions, and the best one is chosen
+# at start.  No contraction to FMA: all machines must round alike.
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+
+core = Extension(
+    "edgeagent._core",
+    sources=["cext/_core.pyx", *sorted(map(str, Path("cext/src").glob("*.c")))],
+    include_dirs=["cext/include"],
+    depends=[*sorted(str(p) for p in Path("cext").rglob("*.h")), "cext/engine.pxd"],
+    extra_compile_args=CFLAGS,
+    extra_link_args=["-pthread"],
+)
+
+setup(ext_modules=cythonize([core], build_dir="build", include_path=["cext"]))

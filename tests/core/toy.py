@@ -1,0 +1,150 @@
+"""Random models for the core's tests: the packing of docs/formats.md, written in numpy."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 128
+PANEL = 256
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def pack_block(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pack (..., 128) codes into (..., 32) bytes."""
+    quarters = codes.reshape(*codes.shape[:-1], 4, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    return np.bitwise_or.reduce(quarters << shifts, axis=-2)
+
+
+def _padded_codes(trits: npt.NDArray[np.int8], rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    codes = np.ones((rows, columns), np.uint8)
+    codes[: trits.shape[0], : trits.shape[1]] = trits + 1
+    return codes
+
+
+def pack_output_major(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack W (out, in) to (out, ceil(in / 128) * 32)."""
+    n_out, n_in = trits.shape
+    blocks = -(-n_in // BLOCK)
+    codes = _padded_codes(trits, n_out, blocks * BLOCK)
+    return pack_block(codes.reshape(n_out, blocks, BLOCK)).reshape(n_out, blocks * 32)
+
+
+def pack_input_major(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack W (out, in) to (ceil(out / 256), in, 64)."""
+    n_out, n_in = trits.shape
+    panels = -(-n_out // PANEL)
+    codes = _padded_codes(trits, panels * PANEL, n_in).reshape(panels, 2, BLOCK, n_in)
+    return np.ascontiguousarray(pack_block(codes.transpose(0, 3, 1, 2)).reshape(panels, n_in, 64))
+
+
+def random_trits(rng: np.random.Generator, n_out: int, n_in: int, zeros: float = 0.35):
+    edge = (1 - zeros) / 2
+    return rng.choice(np.array([-1, 0, 1], np.int8), (n_out, n_in), p=[edge, zeros, edge])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a toy model looks like."""
+
+    hidden: int = 256
+    ffn: int = 512
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    vocab: int = 300
+    act: str = "relu2"
+    sub_norms: bool = True
+    tied: bool = True
+    theta: float = 10000.0
+    output_major: tuple[str, ...] = ("up",)
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every projection."""
+        attention, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q": (attention, self.hidden),
+            "k": (kv, self.hidden),
+            "v": (kv, self.hidden),
+            "o": (self.hidden, attention),
+            "gate": (self.ffn, self.hidden),
+            "up": (self.ffn, self.hidden),
+            "down": (self.hidden, self.ffn),
+        }
+
+
+@dataclasses.dataclass
+class Toy:
+    """A random model: its config, and its weights unpacked."""
+
+    shape: Shape
+    config: dict[str, Any]
+    weights: dict[str, npt.NDArray[Any]]  # float16, float32; trits as int8
+    seed: int
+
+    def tensors(self, output_major: tuple[str, ...] | None = None):
+        """Tensors as edgeagent._core.Model takes them."""
+        chosen = self.shape.output_major if output_major is None else output_major
+        out = {}
+        for name, array in self.weights.items():
+            dtype = {"f2": "F16", "f4": "F32", "i1": "U8"}[array.dtype.str[1:]]
+            if dtype == "U8":
+                projection = name.split(".")[-2].removesuffix("_proj")
+                array = (pack_output_major if projection in chosen else pack_input_major)(array)
+            out[name] = (dtype, array.shape, memoryview(array).cast("B").toreadonly())
+        return out
+
+
+def toy_config(s: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["BitNetForCausalLM" if s.sub_norms else "LlamaForCausalLM"],
+        "hidden_size": s.hidden,
+        "intermediate_size": s.ffn,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "head_dim": s.head_dim,
+        "vocab_size": s.vocab,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": s.theta,
+        "hidden_act": s.act,
+        "tie_word_embeddings": s.tied,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def make_toy(shape: Shape, seed: int = 0) -> Toy:
+    """Make a random model with modest weights: a tame function, as trained ones are."""
+    rng = np.random.default_rng(seed)
+
+    def norm(n: int):
+        return (1 + 0.2 * rng.standard_normal(n)).astype(np.float32)
+
+    weights: dict[str, npt.NDArray[Any]] = {}
+    embed = 0.3 * rng.standard_normal((shape.vocab, shape.hidden))
+    weights["model.embed_tokens.weight"] = embed.astype(np.float16)
+    weights["model.norm.weight"] = norm(shape.hidden)
+    if not shape.tied:
+        head = 0.05 * rng.standard_normal((shape.vocab, shape.hidden))
+        weights["lm_head.weight"] = head.astype(np.float16)
+    for i in range(shape.layers):
+        at = f"model.layers.{i}"
+        weights[f"{at}.input_layernorm.weight"] = norm(shape.hidden)
+        weights[f"{at}.post_attention_layernorm.weight"] = norm(shape.hidden)
+        if shape.sub_norms:
+            attention = shape.heads * shape.head_dim
+            weights[f"{at}.self_attn.attn_sub_norm.weight"] = norm(attention)
+            weights[f"{at}.mlp.ffn_sub_norm.weight"] = norm(shape.ffn)
+        for projection, (n_out, n_in) in shape.sizes.items():
+            part = "self_attn" if projection in "qkvo" else "mlp"
+            name = f"{at}.{part}.{projection}_proj"
+            scale = (0.5 + rng.random()) / np.sqrt(n_in)
+            weights[f"{name}.weight"] = random_trits(rng, n_out, n_in)
+            weights[f"{name}.weight_scale"] = np.array([scale], np.float32)
+    return Toy(shape, toy_config(shape), weights, seed)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from edgeagent.client import Client
     from edgeagent.config import Config
 
-DEFAULT_CONFIG = Path("/etc/edgeagent/edgeagent.toml")
-
 
 class AnswerError(EdgeAgentError):
     """The agent answered, with an error; its code decides how we exit."""
@@ -28,8 +26,6 @@ def load_config(path: Path | None) -> Config:
     """Load the named file, else the system's if there is one, else the defaults."""
     from edgeagent import config
 
-    if path is None and DEFAULT_CONFIG.exists():
-        path = DEFAULT_CONFIG
     return config.load(path)
 
 
@@ -41,11 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _connect(args: argparse.Namespace) -> tuple[Client, str]:
+    from edgeagent.adapters.mqtt_client import tls_context
     from edgeagent.client import Client
+    from edgeagent.config import password
 
     config = load_config(args.config)
     mqtt = config.mqtt
     host, port = mqtt.host, mqtt.port
+    tls = mqtt.tls or mqtt.tls_ca_file is not None or mqtt.tls_cert_file is not None
     if args.mqtt:
         host, _, text = args.mqtt.rpartition(":") if ":" in args.mqtt else (args.mqtt, "", "1883")
         if not text.isdecimal():
@@ -56,7 +55,8 @@ def _connect(args: argparse.Namespace) -> tuple[Client, str]:
         port,
         protocol=mqtt.protocol,
         username=mqtt.username or None,
-        password=mqtt.password(),
+        password=password(mqtt),
+        tls=tls_context(mqtt.tls_ca_file, mqtt.tls_cert_file, mqtt.tls_key_file) if tls else None,
         prefix=mqtt.prefix,
     )
     return client, args.node or config.node.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,7 @@ class Client:
         protocol: str = "auto",
         username: str | None = None,
         password: str | None = None,
+        tls: ssl.SSLContext | None = None,
         prefix: str = PREFIX,
     ) -> None:
         """Connect and subscribe to an own reply topic.
@@ -60,7 +62,7 @@ class Client:
         self._messages: queue.SimpleQueue[mqtt.MQTTMessage] = queue.SimpleQueue()
         failure = "no answer"
         for version in _PROTOCOLS[protocol]:
-            self._client = self._make(version, username, password)
+            self._client = self._make(version, username, password, tls)
             failure = self._connect(host, port)
             if not failure:
                 self.is_v5 = version == _V5
@@ -72,11 +74,17 @@ class Client:
         )
 
     def _make(
-        self, version: MQTTProtocolVersion, username: str | None, password: str | None
+        self,
+        version: MQTTProtocolVersion,
+        username: str | None,
+        password: str | None,
+        tls: ssl.SSLContext | None,
     ) -> mqtt.Client:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
         if username is not None:
             client.username_pw_set(username, password)
+        if tls is not None:
+            client.tls_set_context(tls)
         client.on_message = lambda _client, _data, message: self._messages.put(message)
         return client
 

@@ -3,8 +3,8 @@
     python bench/bundled.py            writes bench/results/bundled-<date>-<host cpu>.json
 
 Prediction before measuring: a decode step reads every ternary plane and the f16 head once.  The
-bundled model's 1.8 MB fit the L2 cache of a server core, so the figure there is bound by latency and
-by arithmetic, not by memory; on a Pi 4 (1 MiB of L2) the memory bus decides.
+bundled model's 1.8 MB fit the L2 cache of a server core, so the figure there is bound by latency
+and by arithmetic, not by memory; on a Pi 4 (1 MiB of L2) the memory bus decides.
 """
 
 from __future__ import annotations

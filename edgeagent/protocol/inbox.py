@@ -7,7 +7,7 @@ final answer; only then may its delivery be acknowledged.  A ticket moves as the
     OPEN, QUEUED ------CLOSED (refused; expired or cancelled in the queue)--> CLOSING
 
 When the connection is lost, the deliveries of live tickets are void: the broker sends those
-requests again, and `Inbox.open` recognises them instead of answering twice.
+requests again, and `Inbox.recognise` knows them instead of answering twice.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
+class Arrival(Enum):
+    """What a request that comes in is."""
+
+    NEW = auto()
+    LIVE = auto()  # it waits or runs, or its answer is on the way
+    ANSWERED = auto()  # acknowledge it, nothing else
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One request on its way."""
@@ -121,44 +129,31 @@ class Inbox:
 
     # -- arrival --------------------------------------------------------------------------------
 
-    def open(
-        self, key: Key, address: Address, delivery: object, now_s: float, *, redelivered: bool
-    ) -> Ticket | None:
-        """Take in a request.
+    def recognise(self, key: Key, delivery: object, now_s: float, *, redelivered: bool) -> Arrival:
+        """Say whether a request is known; ``delivery`` of a live one is attached to its ticket.
 
-        Returns:
-            A new ticket; or None for one that is known: then ``delivery`` is either attached to
-            the live ticket, or, when `was_answered`, to be acknowledged at once.
+        A refused request may be tried again by its sender, and the same text without a name may be
+        meant twice: of those only the broker's own repetition is recognised.
         """
         self._forget(now_s)
         is_anonymous = key[0] == ""
-        live = self._live.get(key)
-        if live is not None and (not is_anonymous or (redelivered and not live.deliveries)):
+        live = self._orphan(key) if is_anonymous and redelivered else self._live.get(key)
+        if live is not None and (not is_anonymous or redelivered):
             if delivery is not None:
                 live.deliveries.append(delivery)
-            return None
-        if not is_anonymous and self.was_answered(key, redelivered=redelivered):
-            return None
-        if live is not None:  # the same anonymous text twice, both wanted
-            key = (key[0], f"{address.query_id}")
+            return Arrival.LIVE
+        known = self._answered.get(key)
+        if known is None or not (redelivered or not (known[1] or is_anonymous)):
+            return Arrival.NEW
+        return Arrival.ANSWERED
+
+    def open(self, key: Key, address: Address, delivery: object, now_s: float) -> Ticket:
+        """Begin a ticket for a request that is `Arrival.NEW`."""
         ticket = Ticket(key, address, now_s)
         if delivery is not None:
             ticket.deliveries.append(delivery)
-        self._live[key] = ticket
+        self._live[_slot(ticket)] = ticket
         return ticket
-
-    def was_answered(self, key: Key, *, redelivered: bool) -> bool:
-        """Whether the request has its final answer.
-
-        One that was refused may be tried again by its sender; only the broker's own repetition of
-        it is recognised.
-        """
-        known = self._answered.get(key)
-        return known is not None and (redelivered or not known[1])
-
-    def is_live(self, key: Key) -> bool:
-        """Whether the request has arrived and its final answer is not confirmed."""
-        return key in self._live
 
     def admit(self, ticket: Ticket, query: Query, now_s: float) -> None:
         """Put a request into the queue.
@@ -235,7 +230,7 @@ class Inbox:
     def confirm(self, ticket: Ticket, now_s: float) -> list[object]:
         """Note that the broker has the final answer; return the deliveries to acknowledge."""
         ticket.handle(Event.CONFIRMED)
-        del self._live[ticket.key]
+        del self._live[_slot(ticket)]
         self._answered[ticket.key] = (now_s, ticket.is_refused)
         while len(self._answered) > REMEMBERED:
             self._answered.popitem(last=False)
@@ -252,6 +247,11 @@ class Inbox:
 
     # -- inside ---------------------------------------------------------------------------------
 
+    def _orphan(self, key: Key) -> Ticket | None:
+        """Return the ticket of an unnamed request that lost its delivery."""
+        same = (t for t in self._live.values() if t.key == key and not t.deliveries)
+        return next(same, None)
+
     def _forget(self, now_s: float) -> None:
         while self._answered:
             key, (answered_s, _) = next(iter(self._answered.items()))
@@ -267,6 +267,11 @@ class Inbox:
     def _take_early_cancel(self, address: Address) -> bool:
         names = (address.query_id, address.correlation)
         return any(self._early.pop(name, None) is not None for name in names if name is not None)
+
+
+def _slot(ticket: Ticket) -> Key:
+    """Return where a ticket is kept; requests without a name may be equal, so by their own id."""
+    return ("", ticket.address.query_id) if ticket.key[0] == "" else ticket.key
 
 
 def _names(cancel: Cancel, address: Address) -> bool:

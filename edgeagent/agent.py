@@ -1,0 +1,253 @@
+"""The agent process: opens the adapters, runs every loop in one task group, owns the shutdown.
+
+    mqtt -> intake -> inbox -> answering -> engine process
+                                  |
+    sensing, reporting, updating, engines, watchdog: one loop each
+
+This is the only place that catches what nobody expected: it is written to the journal, and the
+process ends, so that systemd starts a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from edgeagent import __version__, config, events
+from edgeagent.adapters.engine_process import EngineSettings
+from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
+from edgeagent.adapters.mqtt_client import Broker, Subscription, tls_context
+from edgeagent.adapters.sd_notify import Notifier
+from edgeagent.adapters.sensors import Sensors
+from edgeagent.answering import Answering
+from edgeagent.config import Config
+from edgeagent.engines import Engines, Models
+from edgeagent.errors import EX_OK, EX_SOFTWARE, ConfigError, EdgeAgentError
+from edgeagent.intake import Intake
+from edgeagent.model_store import ModelStore
+from edgeagent.progress import Progress
+from edgeagent.protocol.inbox import Inbox
+from edgeagent.protocol.messages import Bounds, Incoming
+from edgeagent.protocol.reports import OFFLINE, ONLINE
+from edgeagent.protocol.topics import Topics, update_notice
+from edgeagent.reporting import Reporting
+from edgeagent.sensing import Sensing
+
+log = logging.getLogger(__name__)
+
+FINISH_S = 5.0
+"""At SIGTERM a running query gets this long; a short answer at usual speeds."""
+
+CANCEL_S = 5.0
+"""Then it is cancelled; together with the goodbye this stays below systemd's 20 s."""
+
+STATUS_S = 10.0
+
+
+class Agent:
+    """Every part of the agent, put together."""
+
+    def __init__(self, settings: Config, notifier: Notifier, models: Models) -> None:
+        self._config = settings
+        self._notifier = notifier
+        self._topics = topics = Topics(settings.node.name, settings.mqtt.prefix)
+        self._progress = progress = Progress(notifier.watchdog_s)
+        self._mqtt = mqtt = Mqtt(
+            _broker(settings, topics),
+            Handlers(self._on_message, self._on_connected, self._on_lost, progress.loop("mqtt")),
+        )
+        self._engines = Engines(
+            _engine_settings(settings),
+            models,
+            progress,
+            crashes_to_revert=settings.update.soak_crashes,
+            on_change=self._on_engine,
+        )
+        self._intake = Intake(
+            mqtt,
+            topics,
+            settings.mqtt.reply_prefixes,
+            _bounds(settings),
+            Inbox(settings.query.max_queue),
+        )
+        self._sensing = Sensing(
+            Sensors(settings.power.sysroot), progress, settings.telemetry.interval_s
+        )
+        self._answering = Answering(self._intake, mqtt, self._engines, self._sensing, progress)
+        self._reporting = Reporting(
+            settings,
+            topics,
+            mqtt,
+            self._intake,
+            self._answering,
+            self._engines,
+            self._sensing,
+            progress,
+        )
+        self._routes: dict[str, Callable[[Incoming], None]] = {
+            topics.query_request: self._intake.on_request,
+            topics.query_cancel: self._intake.on_cancel,
+        }
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run every loop until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._mqtt.publish_retained(self._topics.state, ONLINE)
+        loops: dict[str, Coroutine[Any, Any, None]] = {
+            "mqtt": self._mqtt.run(),
+            "engine": self._engines.run(),
+            "queue": self._answering.run(),
+            "deadlines": self._answering.run_deadlines(),
+            "sensors": self._sensing.run(),
+            "telemetry": self._reporting.run_telemetry(),
+            "health": self._reporting.run_health(),
+            "watchdog": self._watch(),
+        }
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(body, name=name) for name, body in loops.items()]
+            await self._stop.wait()
+            await self._shut_down()
+            for task in tasks:
+                task.cancel()
+
+    # -- what the adapters tell -----------------------------------------------------------------
+
+    def _on_message(self, incoming: Incoming) -> None:
+        route = self._routes.get(incoming.topic)
+        if route is not None:
+            route(incoming)
+        elif incoming.delivery is not None:
+            self._mqtt.acknowledge(incoming.delivery)
+
+    def _on_connected(self) -> None:
+        self._reporting.publish_info()
+
+    def _on_lost(self) -> None:
+        self._intake.connection_lost()
+
+    def _on_engine(self, kind: str, data: dict[str, object]) -> None:
+        self._answering.engine_changed()
+        self._reporting.event(kind, data)
+        self._reporting.publish_info()
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Tell systemd when we are ready, how we are, and that every loop is alive."""
+        await self._engines.tried.wait()
+        await self._mqtt.tried.wait()
+        self._notifier.send(READY="1", STATUS=self._reporting.status_line())
+        log.info("agent.ready version=%s node=%s", __version__, self._config.node.name)
+        watchdog_s = self._notifier.watchdog_s
+        interval_s = STATUS_S if watchdog_s is None else min(STATUS_S, watchdog_s / 2)
+        self._progress.silent()
+        while True:
+            await asyncio.sleep(interval_s)
+            fields = {"STATUS": self._reporting.status_line()}
+            silent = self._progress.silent()
+            if silent:
+                log.error("agent.stuck loops=%s", ",".join(silent))
+            else:
+                fields["WATCHDOG"] = "1"
+            self._notifier.send(**fields)
+
+    async def _shut_down(self) -> None:
+        log.info("agent.stopping")
+        self._notifier.send(STOPPING="1", STATUS="stopping")
+        await self._answering.drain(FINISH_S, CANCEL_S)
+        await self._mqtt.close(self._topics.state, OFFLINE)
+
+
+def run(settings: Config) -> int:
+    """Run the agent until SIGTERM; return a sysexits code."""
+    events.install()
+    started_s = time.monotonic()
+    try:
+        asyncio.run(_main(settings))
+    except EdgeAgentError as err:
+        log.error("agent.failed code=%s reason=%r", err.code, str(err))
+        return err.exit_code
+    except Exception as err:  # noqa: BLE001  (the last resort; see the module's docstring)
+        return _unexpected(err)
+    log.info("agent.stopped uptime_s=%.0f", time.monotonic() - started_s)
+    return EX_OK
+
+
+async def _main(settings: Config) -> None:
+    models = ModelStore(settings.paths.state_dir, settings.model.path, settings.update.soak_s)
+    await Agent(settings, Notifier(), models).run()
+
+
+def _unexpected(err: BaseException) -> int:
+    """Write down what ended a loop; return the exit code."""
+    while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
+        err = err.exceptions[0]
+    if isinstance(err, EdgeAgentError):
+        log.error("agent.failed code=%s reason=%r", err.code, str(err))
+        return err.exit_code
+    log.critical("agent.defect reason=%r", str(err), exc_info=err)
+    return EX_SOFTWARE
+
+
+def _broker(settings: Config, topics: Topics) -> Broker:
+    mqtt = settings.mqtt
+    subscriptions = [
+        Subscription(topics.query_request),
+        # QoS 0: at QoS 1 it would wait behind the very queries it is to stop.
+        Subscription(topics.query_cancel, qos=0),
+        Subscription(topics.update_request),
+    ]
+    if settings.update.enabled:
+        subscriptions.append(Subscription(update_notice(settings.update.repo), wants_retained=True))
+    is_tls = mqtt.tls or mqtt.tls_ca_file is not None or mqtt.tls_cert_file is not None
+    tls = None
+    if is_tls:
+        try:
+            tls = tls_context(mqtt.tls_ca_file, mqtt.tls_cert_file, mqtt.tls_key_file)
+        except OSError as err:
+            raise ConfigError(f"mqtt.tls_*_file: {err}") from err
+    return Broker(
+        host=mqtt.host,
+        port=mqtt.port,
+        client_id=settings.node.name,
+        will_topic=topics.state,
+        will_payload=OFFLINE,
+        subscriptions=tuple(subscriptions),
+        username=mqtt.username or None,
+        password=config.password(mqtt),
+        tls=tls,
+        protocol=mqtt.protocol,
+        keepalive_s=mqtt.keepalive_s,
+        session_expiry_s=mqtt.session_expiry_s,
+        max_unacknowledged=settings.query.max_queue + WINDOW_MARGIN,
+        max_payload_bytes=settings.query.max_bytes,
+    )
+
+
+def _engine_settings(settings: Config) -> EngineSettings:
+    engine = settings.engine
+    return EngineSettings(
+        threads=engine.threads,
+        kernel=engine.kernel,
+        zero_skip=engine.zero_skip,
+        start_timeout_s=engine.start_timeout_s,
+        hang_timeout_s=engine.hang_timeout_s,
+    )
+
+
+def _bounds(settings: Config) -> Bounds:
+    query = settings.query
+    return Bounds(
+        max_bytes=query.max_bytes,
+        default_max_tokens=query.default_max_tokens,
+        default_deadline_s=query.default_deadline_s,
+        max_deadline_s=query.max_deadline_s,
+        zero_skip=settings.engine.zero_skip,
+    )

@@ -1,0 +1,190 @@
+"""The engine in use: kept running, replaced, taken back.
+
+Only one engine is current; an engine that was replaced finishes what it is doing and leaves.  A
+crash costs the query in flight and starts a new engine after a growing pause.  A model that was
+committed a moment ago and keeps crashing is given up: the store reverts to the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
+from edgeagent.errors import EdgeAgentError, EngineError, ModelError
+from edgeagent.progress import Progress
+from edgeagent.protocol.reconnect import Backoff
+
+log = logging.getLogger(__name__)
+
+RESTART_FIRST_S = 0.1
+RESTART_CAP_S = 30.0
+"""The first restart is immediate to a person; a model that always crashes costs no CPU."""
+
+
+class Models(Protocol):
+    """Which model is to run; `edgeagent.model_store` is the real one."""
+
+    def active(self) -> Path:
+        """Return the directory of the model to run."""
+
+    def is_fresh(self) -> bool:
+        """Whether the active model was committed a moment ago and can be taken back."""
+
+    def revert(self, reason: str) -> None:
+        """Give up the active model for the one before it."""
+
+
+class Engines:
+    """Owns every engine process of the agent."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        models: Models,
+        progress: Progress,
+        *,
+        crashes_to_revert: int,
+        on_change: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self.restarts = 0
+        self.failure: EdgeAgentError | None = None  # why there is no engine, if there is none
+        self.tried = asyncio.Event()  # a first start has succeeded or failed
+        self.settings = settings
+        self._models = models
+        self._progress = progress
+        self._beat = progress.loop("engine")
+        self._crashes_to_revert = crashes_to_revert
+        self._on_change = on_change
+        self._current: EngineProcess | None = None
+        self._changed = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._crashes = 0  # in a row, without a good answer
+        self._backoff = Backoff(RESTART_FIRST_S, RESTART_CAP_S)
+
+    @property
+    def current(self) -> EngineProcess | None:
+        """The engine that takes queries now."""
+        return self._current
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether there is no engine because the model itself is wrong."""
+        return isinstance(self.failure, ModelError)
+
+    async def run(self) -> None:
+        """Keep an engine running."""
+        try:
+            while True:
+                self._beat()
+                engine = self._current
+                if engine is None:
+                    await self._start()
+                elif engine.ended.done():
+                    await self._crashed(engine, engine.ended.result())
+                else:
+                    self._changed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), self._progress.wake_s)
+        finally:
+            await self._leave_all()
+
+    def answered_well(self) -> None:
+        """Note a good answer: the model works."""
+        self._crashes = 0
+        self._backoff.failures = 0
+
+    def replace(self, engine: EngineProcess) -> None:
+        """Make a healthy engine the current one; the other finishes its query and leaves."""
+        old = self._current
+        self._take(engine)
+        self._crashes = 0
+        if old is not None:
+            self._let_go(old)
+        self._on_change("model_changed", {"name": engine.ready.name, "version": _version(engine)})
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        path = self._models.active()
+        self._beat()
+        starting = asyncio.ensure_future(EngineProcess.start(path, self.settings))
+        try:
+            while not starting.done():
+                self._beat()
+                await asyncio.wait([starting], timeout=self._progress.wake_s)
+            engine = starting.result()
+        except (ModelError, EngineError) as err:
+            self.failure = err
+            log.error("engine.not_started model=%s code=%s reason=%r", path, err.code, str(err))
+            self._on_change("engine_failed", {"reason": str(err)})
+            await self._pause_or_revert(str(err))
+        else:
+            if self._current is not None:  # an update brought one meanwhile
+                self._let_go(engine)
+                return
+            self._take(engine)
+            self._on_change("engine_ready", {"version": _version(engine)})
+        finally:
+            starting.cancel()
+            self.tried.set()
+
+    async def _crashed(self, engine: EngineProcess, how: str) -> None:
+        log.error("engine.ended pid=%d how=%r", engine.pid, how)
+        await engine.kill()
+        if self._current is not engine:
+            return
+        self._current = None
+        self.restarts += 1
+        self.failure = EngineError(f"the engine ended: {how}")
+        self._on_change("engine_failed", {"reason": how})
+        await self._pause_or_revert(how)
+
+    async def _pause_or_revert(self, reason: str) -> None:
+        self._crashes += 1
+        if self._crashes >= self._crashes_to_revert and self._models.is_fresh():
+            self._models.revert(f"{self._crashes} failures in a row: {reason}")
+            self._crashes = 0
+            self._on_change("rolled_back", {"reason": reason})
+            return
+        delay_s = self._backoff.next_s(0.0, random.random())
+        end_s = time.monotonic() + delay_s
+        while self._current is None and (left_s := end_s - time.monotonic()) > 0:
+            self._beat()
+            await asyncio.sleep(min(left_s, self._progress.wake_s))
+
+    def _take(self, engine: EngineProcess) -> None:
+        self._current, self.failure = engine, None
+        engine.ended.add_done_callback(lambda _: self._changed.set())
+        self._changed.set()
+
+    def _let_go(self, engine: EngineProcess) -> None:
+        task = asyncio.create_task(_leave_when_idle(engine), name="engine-leaving")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave_all(self) -> None:
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        if self._current is not None:
+            await self._current.leave()
+
+
+async def _leave_when_idle(engine: EngineProcess) -> None:
+    try:
+        await engine.idle.wait()
+        await engine.leave()
+    except asyncio.CancelledError:
+        await engine.kill()
+        raise
+
+
+def _version(engine: EngineProcess) -> str:
+    return engine.ready.version

@@ -1,0 +1,92 @@
+"""From a payload and a base to a whole, verified slot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from ota.container import Container
+from ota.device.store import Store
+from ota.errors import PayloadError, PayloadMismatch
+from ota.model_dir import Directory, read_release, verify_directory
+from ota.release import RELEASE_FILE, Release
+from ota.storage import Storage
+from ota.trust import Payload
+
+
+class Stager:
+    """Makes slots in a store.
+
+    Args:
+        store: where the slot goes and the base is
+        storage: the disk
+        on_piece: called for every piece written; may raise to stop
+    """
+
+    def __init__(
+        self, store: Store, storage: Storage, on_piece: Callable[[], None] = lambda: None
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._on_piece = on_piece
+
+    def stage(self, payload: Payload, path: Path, release_sha256: str) -> Path:
+        """Make the slot of ``payload`` from the container at ``path``; a good slot is left as it is.
+
+        Args:
+            payload: what is signed about the container
+            path: the container
+            release_sha256: the signed hash of the result's release.json
+
+        Raises:
+            PayloadError: the container, or what came of it, is not what is signed.
+            StorageError: the slot cannot be written.
+        """
+        slot = self._store.slot(payload.root)
+        if slot.is_dir():
+            if self._is_good(slot, payload.root):
+                return slot
+            self._storage.remove(slot)
+        unfinished = slot.with_name(f".{slot.name}.new")
+        self._storage.remove(unfinished)
+        self._storage.make_directory(unfinished)
+        self._fill(unfinished, payload, path, release_sha256)
+        verify_directory(unfinished)  # reads back what was written, and the linked files too
+        self._storage.sync_tree(unfinished)
+        self._storage.rename(unfinished, slot)
+        return slot
+
+    def _fill(self, target: Path, payload: Payload, path: Path, release_sha256: str) -> None:
+        base_dir = self._store.active()
+        with ExitStack() as stack:
+            blob = stack.enter_context(self._storage.open(path))
+            old = stack.enter_context(Directory(base_dir))
+            container = Container(blob, read_release(base_dir))
+            _check_release(container.release, payload, release_sha256)
+            for name, old_name in container.kept.items():
+                self._storage.link_or_copy(base_dir / old_name, target / name)
+            for name, pieces in container.make(old):
+                self._storage.write(target / name, self._watched(pieces))
+            self._storage.write(target / RELEASE_FILE, [container.release.text])
+
+    def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._on_piece()
+            yield piece
+
+    def _is_good(self, slot: Path, root: str) -> bool:
+        try:
+            return verify_directory(slot).root == root
+        except PayloadError:
+            return False
+
+
+def _check_release(release: Release, payload: Payload, release_sha256: str) -> None:
+    """Compare the container's ``release.json`` with the signed one, byte for byte."""
+    digest = hashlib.sha256(release.text).hexdigest()
+    if release.root != payload.root or digest != release_sha256:
+        raise PayloadMismatch(
+            f"{payload.target}: expected a release.json with sha256 {release_sha256}, got {digest}"
+        )

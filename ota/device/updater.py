@@ -1,0 +1,381 @@
+"""One update on one device: the machine's actions, carried out.
+
+``Updater.run`` feeds ``ota.machine`` and does what it answers.  The journal is written before each
+action.  Every action can be carried out twice, so nothing here asks how the last run ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ota.device.download import Download
+from ota.device.journal import load_journal, save_journal
+from ota.device.source import Source
+from ota.device.staging import Stager
+from ota.device.store import Store
+from ota.device.tuf_client import Target, TufClient
+from ota.errors import (
+    Cancelled,
+    NoPayload,
+    PayloadError,
+    ReleaseRefused,
+    StorageError,
+    TransportError,
+    UpdateError,
+)
+from ota.machine import Action, Event, State, UpdateMachine
+from ota.model_dir import read_release
+from ota.release import Release
+from ota.storage import RESERVE_BYTES, Storage
+from ota.trust import (
+    MAX_PAYLOAD_BYTES,
+    Device,
+    Offer,
+    Payload,
+    accept,
+    channel_target,
+    choose_payload,
+    delta_target,
+    full_target,
+    parse_channel,
+    parse_offer,
+    parse_payload,
+    release_target,
+)
+
+MAX_TRIALS = (
+    3  # a slot that takes the agent down is offered again after each restart, but not for ever
+)
+PROGRESS_STEP = 0.02  # fifty reports an update are enough for any display
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the agent says about a slot."""
+
+    is_good: bool
+    reason: str = ""
+
+
+class Agent(Protocol):
+    """The agent, as the updater sees it."""
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """Tell the agent something."""
+        ...
+
+    def verdict(self) -> Verdict:
+        """Wait for the verdict on the slot; raises ``Cancelled`` if there will be none."""
+        ...
+
+    def check_stop(self) -> None:
+        """Raise ``Cancelled`` if the agent wants us to stop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What the agent knows about this device."""
+
+    hardware: str
+    agent_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was decided, and everything that is signed about it."""
+
+    base: Release
+    offer: Offer
+    payload: Payload
+    release_sha256: str
+
+
+class Updater:
+    """Runs one update to its end, or to where it has to stop for now.
+
+    Args:
+        state_dir: the agent's state; ours is ``ota/`` below it
+        store: the models
+        source: where bytes come from
+        storage: the disk
+        bootstrap_root: the root metadata that came with the device
+        board: what decides about a release on this side
+        agent: whom to report to
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        store: Store,
+        source: Source,
+        storage: Storage,
+        bootstrap_root: bytes,
+        board: Board,
+        agent: Agent,
+    ) -> None:
+        self._directory = state_dir / "ota"
+        self._payload_path = self._directory / "payload.part"
+        self._journal_path = self._directory / "update.json"
+        self._store = store
+        self._source = source
+        self._storage = storage
+        self._board = board
+        self._agent = agent
+        self._tuf = TufClient(source, storage, self._directory / "tuf", bootstrap_root)
+        self._plan: _Plan | None = None
+        self._fetched_bytes = 0
+        self._error: UpdateError | None = None
+        self._verdict = Verdict(False, "no verdict")
+        self._started_s = time.monotonic()
+        self._storage.make_directory(self._directory)
+        self._journal = load_journal(self._journal_path)
+        self._machine = UpdateMachine(self._journal.state)
+
+    def run(self) -> UpdateError | None:
+        """Run the update; returns what stopped it, or None if it came to a good end."""
+        event: Event | None = Event.STARTED
+        while event is not None:
+            event = self._perform(self._advance(event))
+        return self._error
+
+    def _advance(self, event: Event) -> Action:
+        action = self._machine.handle(event)
+        if self._machine.state is not self._journal.state:
+            self._journal.state = self._machine.state
+            self._save()
+            self._report_state()
+        return action
+
+    def _perform(self, action: Action) -> Event | None:
+        """Carry out ``action``; returns what happened, None at the end."""
+        try:
+            return self._do(action)
+        except UpdateError as err:
+            self._error = err
+            return self._after(err)
+
+    def _after(self, err: UpdateError) -> Event | None:
+        """Return what ``err`` means to the machine."""
+        if self._machine.state is State.IDLE:  # it came from a last action, and so ends the run
+            self._stop(err)
+            return None
+        if isinstance(err, PayloadError) and self._plan is not None:
+            self._journal.refused.append(self._plan.payload.sha256)
+            self._save()
+            return Event.PAYLOAD_REFUSED
+        if isinstance(err, (Cancelled, TransportError, StorageError)):
+            return Event.INTERRUPTED
+        return Event.FAILED
+
+    def _do(self, action: Action) -> Event | None:
+        match action:
+            case Action.REFRESH:
+                return self._refresh()
+            case Action.FETCH:
+                return self._fetch()
+            case Action.STAGE | Action.TRY:
+                return self._stage() if action is Action.STAGE else self._try()
+            case Action.COMMIT:
+                self._commit()
+            case Action.ROLL_BACK:
+                self._roll_back()
+            case Action.DISCARD:
+                self._clean()
+                self._stop(self._error)
+            case Action.KEEP:
+                self._stop(self._error)
+            case Action.FINISH:
+                self._clean()
+                version = self._store.installed_version()
+                self._agent.report({"event": "up_to_date", "version": version})
+        return None
+
+    # Each of the following is one action.
+
+    def _refresh(self) -> Event:
+        self._tuf.refresh()
+        base = self._store.active_release()
+        offer, release_sha256 = self._offer(base.name)
+        state = self._store.state()
+        device = Device(
+            self._board.hardware,
+            self._board.agent_version,
+            base.root,
+            max(base.counter, state.counter),
+            state.quarantine,
+        )
+        if not accept(offer, device):
+            return Event.NOTHING_NEW
+        payloads = [
+            payload
+            for target in (
+                delta_target(offer.name, base.root, offer.root),
+                full_target(offer.name, offer.version),
+            )
+            if (payload := self._payload(target)) is not None
+            and payload.sha256 not in self._journal.refused
+        ]
+        payload = self._choose(offer, payloads, base)
+        if payload.sha256 != self._journal.payload_sha256:
+            self._clean(keep_refused=True)
+            self._journal.payload_sha256 = payload.sha256
+        self._plan = _Plan(base, offer, payload, release_sha256)
+        self._error = None
+        return Event.RELEASE_ACCEPTED
+
+    def _fetch(self) -> Event:
+        plan = self._the_plan()
+        download = Download(self._source, self._storage, plan.payload, self._payload_path)
+        shown = -1.0
+
+        def on_progress(progress: float) -> None:
+            nonlocal shown
+            self._agent.check_stop()
+            if progress - shown >= PROGRESS_STEP or progress >= 1 > shown:
+                shown = progress
+                self._report_state(progress)
+
+        try:
+            download.run(on_progress)
+        finally:
+            self._fetched_bytes += download.fetched_bytes
+        return Event.PAYLOAD_VERIFIED
+
+    def _stage(self) -> Event:
+        plan = self._the_plan()
+        stager = Stager(self._store, self._storage, self._agent.check_stop)
+        stager.stage(plan.payload, self._payload_path, plan.release_sha256)
+        return Event.SLOT_VERIFIED
+
+    def _try(self) -> Event:
+        plan = self._the_plan()
+        if self._journal.trials >= MAX_TRIALS:
+            self._verdict = Verdict(False, f"no verdict in {MAX_TRIALS} trials")
+            return Event.TRIAL_FAILED
+        self._journal.trials += 1
+        self._save()
+        self._agent.report(
+            {
+                "event": "staged",
+                "slot": str(self._store.slot(plan.offer.root)),
+                "from": plan.base.version,
+                "to": plan.offer.version,
+                "root": plan.offer.root,
+                "payload": "full" if plan.payload.base is None else "delta",
+                "delta_bytes": plan.payload.length,
+                "full_bytes": plan.offer.full_bytes,
+                "fetched_bytes": self._fetched_bytes,
+                "seconds": round(time.monotonic() - self._started_s, 3),
+            }
+        )
+        self._verdict = self._agent.verdict()
+        return Event.TRIAL_PASSED if self._verdict.is_good else Event.TRIAL_FAILED
+
+    def _commit(self) -> None:
+        plan = self._the_plan()
+        slot = self._store.slot(plan.offer.root)
+        self._store.commit(read_release(slot))
+        self._clean()
+        self._agent.report(
+            {
+                "event": "committed",
+                "version": plan.offer.version,
+                "from": plan.base.version,
+                "root": plan.offer.root,
+                "slot": str(slot),
+            }
+        )
+
+    def _roll_back(self) -> None:
+        plan = self._the_plan()
+        self._store.quarantine(plan.offer.root, self._verdict.reason)
+        self._clean()
+        self._agent.report(
+            {
+                "event": "rolled_back",
+                "version": plan.offer.version,
+                "reason": self._verdict.reason,
+            }
+        )
+
+    def _stop(self, error: UpdateError | None) -> None:
+        if error is None:
+            raise RuntimeError("stopped without a reason: the table of ota.machine is wrong")
+        self._agent.report(
+            {
+                "event": "failed",
+                "code": error.code,
+                "message": str(error),
+                "retry_after_s": error.retry_after_s,
+            }
+        )
+
+    # Reading what is signed.
+
+    def _offer(self, name: str) -> tuple[Offer, str]:
+        channel = self._required(channel_target(name))
+        version = parse_channel(channel.custom, name)
+        target = self._required(release_target(name, version))
+        return parse_offer(target.custom, name, version), target.sha256
+
+    def _required(self, name: str) -> Target:
+        target = self._tuf.target(name)
+        if target is None:
+            raise ReleaseRefused(f"{name}: the repository has no such target; release it there")
+        return target
+
+    def _payload(self, name: str) -> Payload | None:
+        target = self._tuf.target(name)
+        if target is None:
+            return None
+        return parse_payload(target.custom, name, target.length, target.sha256)
+
+    def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> Payload:
+        for payload in payloads:
+            if payload.sha256 == self._journal.payload_sha256:
+                return payload  # room was found when it was begun; a full disk still says so
+        try:
+            free_bytes = self._storage.free_bytes(self._directory) - RESERVE_BYTES
+            return choose_payload(offer, payloads, base.root, min(free_bytes, MAX_PAYLOAD_BYTES))
+        except NoPayload as err:
+            if isinstance(self._error, PayloadError):
+                raise NoPayload(f"{err} (refused: {self._error})") from self._error
+            raise
+
+    def _the_plan(self) -> _Plan:
+        if self._plan is None:
+            raise RuntimeError("an action before REFRESH: the table of ota.machine is wrong")
+        return self._plan
+
+    # What stays on the disk.
+
+    def _clean(self, *, keep_refused: bool = False) -> None:
+        """Forget the update; slots that nothing points to go too."""
+        self._storage.remove(self._payload_path)
+        self._store.collect()
+        self._journal.payload_sha256 = None
+        self._journal.trials = 0
+        if not keep_refused:
+            self._journal.refused.clear()
+        self._save()
+
+    def _save(self) -> None:
+        save_journal(self._storage, self._journal_path, self._journal)
+
+    def _report_state(self, progress: float | None = None) -> None:
+        detail = ""
+        if self._plan is not None:
+            detail = f"{self._plan.base.version} to {self._plan.offer.version}"
+        self._agent.report(
+            {
+                "event": "state",
+                "state": self._machine.state.value,
+                "progress": None if progress is None else round(progress, 4),
+                "detail": detail,
+            }
+        )

@@ -1,0 +1,235 @@
+"""The updater process: ``python -m ota.device.worker --fd N`` (``docs/protocol.md`` section 4).
+
+A short-lived child of the agent, so that metadata and containers from outside are never parsed in the
+agent and their memory is given back.  It speaks JSON lines on the inherited socket and may be killed
+at any moment; the next one goes on.  It leaves when the socket closes, and the kernel ends it when the
+agent dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ota.device.dir_source import DirSource
+from ota.device.mqtt_source import MqttSource
+from ota.device.source import Source
+from ota.device.store import Store
+from ota.device.updater import Board, Updater, Verdict
+from ota.errors import Busy, Cancelled, ConfigError, UpdateError
+from ota.mqtt import Broker
+from ota.storage import Disk, typed_errors
+from ota.wire import is_reply_topic, is_repo, reply_topic
+
+MAX_LINE_BYTES = 1 << 20  # the limit of every link between our processes
+MAX_ROOT_BYTES = 1 << 18  # root metadata with a few hundred keys
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first line from the agent."""
+
+    state_dir: Path
+    bundled_dir: Path
+    root_file: Path
+    repo: str
+    node: str
+    board: Board
+    broker: Broker | None
+    directory: Path | None
+    """A repository on a medium, instead of a broker."""
+
+
+def parse_start(line: bytes) -> Start:
+    """Read the first line.
+
+    Raises:
+        ConfigError: a field is missing or has the wrong type.
+    """
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or fields.get("op") != "start":
+        raise ConfigError(f'expected {{"op": "start", ...}}, got {line[:60]!r}')
+    repo, node = _text(fields, "repo"), _text(fields, "node")
+    if not is_repo(repo) or not is_reply_topic(reply_topic(repo, node), repo):
+        raise ConfigError(f"expected repo and node to be one topic level, got {repo!r}, {node!r}")
+    directory = fields.get("directory")
+    return Start(
+        Path(_text(fields, "state_dir")),
+        Path(_text(fields, "bundled_dir")),
+        Path(_text(fields, "root_file")),
+        repo,
+        node,
+        Board(_text(fields, "hardware"), _text(fields, "agent_version")),
+        _parse_broker(fields.get("mqtt")) if directory is None else None,
+        None if directory is None else Path(_text(fields, "directory")),
+    )
+
+
+class AgentLink:
+    """The socket to the agent; a thread listens, so that a cancel is heard at any time."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._input = link.makefile("rb")
+        self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+
+    def read_start(self) -> Start:
+        """Read the first line, then listen in the background."""
+        start = parse_start(self._input.readline(MAX_LINE_BYTES))
+        threading.Thread(target=self._listen, name="agent", daemon=True).start()
+        return start
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """Tell the agent something; if it is gone there is nobody to tell, and we stop."""
+        try:
+            self._link.sendall(json.dumps(event).encode() + b"\n")
+        except OSError:
+            self._stop.set()
+
+    def verdict(self) -> Verdict:
+        """Wait for the verdict on the slot; raises ``Cancelled`` if there will be none."""
+        verdict = self._verdicts.get()
+        if verdict is None:
+            raise Cancelled("asked to stop during the trial; it is repeated at the next start")
+        return verdict
+
+    def check_stop(self) -> None:
+        """Raise ``Cancelled`` if the agent wants us to stop."""
+        if self.is_stopped():
+            raise Cancelled("asked to stop; what was done is kept")
+
+    def is_stopped(self) -> bool:
+        """Say whether the agent wants us to stop, or is gone."""
+        return self._stop.is_set()
+
+    def _listen(self) -> None:
+        while line := self._next_line():
+            match _load(line):
+                case {"op": "cancel"}:
+                    break
+                case {"op": "trial", "ok": bool(is_good), **rest}:
+                    self._verdicts.put(Verdict(is_good, str(rest.get("reason", ""))))
+        self._stop.set()
+        self._verdicts.put(None)
+
+    def _next_line(self) -> bytes:
+        try:
+            return self._input.readline(MAX_LINE_BYTES)
+        except OSError:
+            return b""
+
+
+def run_worker(link: socket.socket) -> int:
+    """Run one update for the agent at the other end of ``link``; returns the exit code."""
+    agent = AgentLink(link)
+    try:
+        start = agent.read_start()
+        with _only_worker(start.state_dir / "ota"), _open_source(start, agent) as source:
+            storage = Disk()
+            store = Store(start.state_dir, start.bundled_dir, storage)
+            root = _read_root(start.root_file)
+            error = Updater(start.state_dir, store, source, storage, root, start.board, agent).run()
+    except UpdateError as err:
+        agent.report(
+            {
+                "event": "failed",
+                "code": err.code,
+                "message": str(err),
+                "retry_after_s": err.retry_after_s,
+            }
+        )
+        return err.exit_code
+    return os.EX_OK if error is None else error.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the worker on an inherited socket."""
+    parser = argparse.ArgumentParser(prog="ota.device.worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the agent")
+    args = parser.parse_args(argv)
+    _die_with_parent()
+    with socket.socket(fileno=args.fd) as link:
+        return run_worker(link)
+
+
+@contextmanager
+def _only_worker(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock: python-tuf's store and the payload have one owner."""
+    Disk().make_directory(directory)
+    path = directory / "lock"
+    with typed_errors(path), path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{path}: another worker is running; wait for it to end") from None
+        yield
+
+
+def _open_source(start: Start, agent: AgentLink) -> Source:
+    if start.broker is None:
+        return DirSource(start.directory or Path())
+    return MqttSource(start.broker, start.repo, start.node, agent.is_stopped)
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_ROOT_BYTES)
+    except OSError as err:
+        raise ConfigError(f"{path}: {err.strerror}; expected the repository's 1.root.json") from err
+
+
+def _parse_broker(fields: Any) -> Broker:
+    if not isinstance(fields, dict):
+        raise ConfigError("expected mqtt or directory, got neither")
+    port, username, password = (fields.get(key) for key in ("port", "username", "password"))
+    if type(port) is not int:
+        raise ConfigError(f"expected mqtt.port to be a number, got {port!r}")
+    return Broker(
+        _text(fields, "host"),
+        port,
+        None if username is None else str(username),
+        None if password is None else str(password),
+        fields.get("protocol") or "auto",
+    )
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"expected {key} to be a string, got {value!r}")
+    return value
+
+
+def _load(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill us when the agent dies; the closed socket says it too, but later."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What can go wrong with an update, sorted by what follows from it.
+
+Every error is one line (what was expected, what came, what to do), has a ``code`` that never changes
+its meaning (it is reported by the worker and printed by ``edgeota --json``) and an ``exit_code`` from
+``sysexits.h`` for the command line::
+
+    UpdateError
+      ConfigError           the operator or the agent asked for something impossible
+      UntrustedMetadata     signature, version or delegation check failed
+        ExpiredMetadata       ... because it is too old
+      ReleaseRefused        the release is genuine, and not for this device now
+        WrongHardware
+        AgentTooOld
+        Downgrade             its counter is not above what was committed
+        Quarantined           it was tried here and rolled back
+        NoPayload             neither a delta from our base nor a full image can be used
+      PayloadError          this payload cannot be used; another one may
+        PayloadMismatch       length or hash differs from the signed one
+        WrongBase             the delta is for another base
+        DeltaFormatError      the container breaks its own rules
+        ReleaseFormatError    release.json breaks its own rules
+      StorageError          the disk failed
+        StorageFull
+      TransportError        the network failed; back off and retry
+        ObjectMissing         the other side has no such object
+      WireError             a peer sent a message that breaks the protocol
+      Busy                  another worker is at it
+      Cancelled             we were asked to stop; progress is kept
+
+Whatever is raised, the committed model stays in place.
+"""
+
+from __future__ import annotations
+
+EX_DATAERR = 65
+EX_SOFTWARE = 70
+EX_IOERR = 74
+EX_TEMPFAIL = 75
+EX_PROTOCOL = 76
+EX_CONFIG = 78
+
+
+class UpdateError(Exception):
+    """Base of everything that ends an update; the device keeps its model."""
+
+    code = "update_failed"
+    exit_code = EX_SOFTWARE
+    retry_after_s: float | None = None
+    """How long to wait before trying again; None where trying again cannot help."""
+
+
+class ConfigError(UpdateError):
+    """The operator or the agent asked for something impossible."""
+
+    code = "bad_config"
+    exit_code = EX_CONFIG
+
+
+class UntrustedMetadata(UpdateError):
+    """A signature, version or delegation check failed."""
+
+    code = "untrusted_metadata"
+    exit_code = EX_DATAERR
+
+
+class ExpiredMetadata(UntrustedMetadata):
+    """The metadata is genuine, and too old to be believed."""
+
+    code = "metadata_expired"
+
+
+class ReleaseRefused(UpdateError):
+    """The release is genuine, and not for this device now."""
+
+    code = "release_refused"
+    exit_code = EX_DATAERR
+
+
+class WrongHardware(ReleaseRefused):
+    """The release is for other boards."""
+
+    code = "wrong_hardware"
+
+
+class AgentTooOld(ReleaseRefused):
+    """The release needs a newer agent."""
+
+    code = "agent_too_old"
+
+
+class Downgrade(ReleaseRefused):
+    """The release's counter is not above what this device has committed."""
+
+    code = "downgrade"
+
+
+class Quarantined(ReleaseRefused):
+    """The release was tried on this device and rolled back."""
+
+    code = "quarantined"
+
+
+class NoPayload(ReleaseRefused):
+    """Neither a delta from our base nor a full image can be used."""
+
+    code = "no_payload"
+
+
+class PayloadError(UpdateError):
+    """This payload cannot be used; another one of the same release may."""
+
+    code = "payload_unusable"
+    exit_code = EX_DATAERR
+
+
+class PayloadMismatch(PayloadError):
+    """A length or a hash differs from the signed one."""
+
+    code = "payload_mismatch"
+
+
+class WrongBase(PayloadError):
+    """The delta starts from another model than the one that is here."""
+
+    code = "wrong_base"
+
+
+class DeltaFormatError(PayloadError):
+    """The container breaks its own rules."""
+
+    code = "delta_format"
+
+
+class ReleaseFormatError(PayloadError):
+    """release.json breaks its own rules."""
+
+    code = "release_format"
+
+
+class StorageError(UpdateError):
+    """The disk failed."""
+
+    code = "storage_failed"
+    exit_code = EX_IOERR
+
+
+class StorageFull(StorageError):
+    """There is no room on the disk."""
+
+    code = "storage_full"
+    retry_after_s = 3600.0  # space comes back when somebody makes it, not within minutes
+
+
+class TransportError(UpdateError):
+    """The network failed; back off and retry."""
+
+    code = "transport_failed"
+    exit_code = EX_TEMPFAIL
+    retry_after_s = 60.0  # a broker restart takes seconds, an uplink minutes
+
+
+class ObjectMissing(TransportError):
+    """The other side has no such object."""
+
+    code = "object_missing"
+
+
+class WireError(UpdateError):
+    """A peer sent a message that breaks the protocol."""
+
+    code = "wire_format"
+    exit_code = EX_PROTOCOL
+
+
+class Busy(UpdateError):
+    """Another worker has this state directory."""
+
+    code = "busy"
+    exit_code = EX_TEMPFAIL
+    retry_after_s = 10.0  # a worker that was told to stop needs a second or two
+
+
+class Cancelled(UpdateError):
+    """We were asked to stop; what was fetched is kept."""
+
+    code = "cancelled"
+    exit_code = EX_TEMPFAIL

@@ -1,0 +1,182 @@
+"""``edgeota``: make a repository, add releases and deltas, publish, serve.
+
+One line an error, exit codes from ``sysexits.h``, ``--json`` everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ota.errors import ConfigError, UpdateError
+from ota.fleet.repository import Added, Repository
+from ota.fleet.responder import Responder, publish_notice
+from ota.mqtt import Broker
+
+PASSWORD_VARIABLE = "EDGEOTA_MQTT_PASSWORD"  # noqa: S105 - a name; not an option: others can read command lines
+WARN_DAYS = 14  # what expires sooner is shown as such: two weeks are enough to act
+
+Result = tuple[dict[str, Any], str]
+"""What a command says: as JSON, and to a person."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], Result] = args.command
+    try:
+        fields, text = command(args)
+    except UpdateError as err:
+        if args.json:
+            print(json.dumps({"error": {"code": err.code, "message": str(err)}}))
+        else:
+            print(f"edgeota: {err}", file=sys.stderr)
+        return err.exit_code
+    print(json.dumps(fields) if args.json else text)
+    return os.EX_OK
+
+
+def _init(args: argparse.Namespace) -> Result:
+    repo = Repository.create(args.repo, args.name or args.repo.resolve().name, args.keys)
+    root = args.repo / "metadata" / "1.root.json"
+    fields = {"repo": repo.name, "root_file": str(root)}
+    return fields, f"made repository {repo.name}; devices need {root}"
+
+
+def _release(args: argparse.Namespace) -> Result:
+    repo = Repository.open(args.repo, args.keys)
+    added = repo.add_release(args.model_dir, tuple(args.hardware), args.min_agent)
+    return _fields(added), (
+        f"added {added.to_version} as the current release, full image {added.n_bytes} bytes; "
+        f"publish it with `edgeota publish {args.repo}`"
+    )
+
+
+def _delta(args: argparse.Namespace) -> Result:
+    added = Repository.open(args.repo, args.keys).add_delta(args.from_, args.to, args.name)
+    ratio = added.full_bytes / added.n_bytes
+    return _fields(added), (
+        f"added delta {added.from_version} to {added.to_version}: {added.n_bytes} bytes, "
+        f"{ratio:.1f} times smaller than the full image of {added.full_bytes}"
+    )
+
+
+def _publish(args: argparse.Namespace) -> Result:
+    repo = Repository.open(args.repo, args.keys)
+    version = repo.publish()
+    fields: dict[str, Any] = {"repo": repo.name, "timestamp": version, "notice": None}
+    text = f"published {repo.name}, timestamp version {version}"
+    if args.mqtt is not None:
+        notice = repo.notice()
+        publish_notice(_broker(args), repo.name, notice)
+        fields["notice"] = json.loads(notice)
+        text += f", notice of {len(notice)} bytes at {args.mqtt}"
+    return fields, text
+
+
+def _serve(args: argparse.Namespace) -> Result:
+    repo = Repository.open(args.repo, args.keys)
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before threads, so that all inherit it
+    responder = Responder(_broker(args), repo.name, args.repo)
+    responder.open()
+    ready = {"repo": repo.name, "serving": args.mqtt}
+    print(json.dumps(ready) if args.json else f"serving {repo.name} at {args.mqtt}", flush=True)
+    signal.sigwait(stops)
+    responder.close()
+    fields = {"answers": responder.n_answers, "refused": responder.n_refused}
+    return fields, f"answered {responder.n_answers} requests, refused {responder.n_refused}"
+
+
+def _status(args: argparse.Namespace) -> Result:
+    status = Repository.open(args.repo, args.keys).status()
+    lines = [f"repository {status['name']}" + ("" if status["is_published"] else ", not published")]
+    for role, entry in status["roles"].items():
+        warning = ""
+        if entry["days_left"] < WARN_DAYS:
+            warning = "  expired" if entry["days_left"] < 0 else "  expires soon: publish again"
+        lines.append(f"  {role:<10} version {entry['version']:<5} {entry['expires']}{warning}")
+    for name, model in status["models"].items():
+        lines.append(f"  {name}: current {model['current']}")
+        lines += [
+            f"    {entry['version']:<12} counter {entry['counter']:<4} root {entry['root'][:16]} "
+            f"full {entry['full_bytes']} bytes"
+            for entry in model["releases"]
+        ]
+        lines += [
+            f"    delta {entry['base']} to {entry['root']} {entry['bytes']} bytes"
+            for entry in model["deltas"]
+        ]
+    return status, "\n".join(lines)
+
+
+def _fields(added: Added) -> dict[str, Any]:
+    return {
+        "target": added.target,
+        "bytes": added.n_bytes,
+        "full_bytes": added.full_bytes,
+        "from": added.from_version,
+        "to": added.to_version,
+        "root": added.root,
+    }
+
+
+def _broker(args: argparse.Namespace) -> Broker:
+    host, colon, port = args.mqtt.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ConfigError(f"--mqtt: expected host:port, got {args.mqtt!r}")
+    password = os.environ.get(PASSWORD_VARIABLE)
+    return Broker(host, int(port), args.mqtt_user, password, args.mqtt_protocol)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgeota", description="Signed model updates for a fleet."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], Result], text: str) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("repo", type=Path, metavar="REPO", help="the repository's directory")
+        sub.add_argument("--keys", type=Path, metavar="DIR", help="signing keys (REPO/keys)")
+        sub.add_argument("--json", action="store_true", help="answer in JSON")
+        sub.set_defaults(command=command)
+        return sub
+
+    init = add("init", _init, "make a repository and its keys")
+    init.add_argument("--name", help="its name in topics (the directory's name)")
+
+    release = add("release", _release, "add a model directory as the current release")
+    release.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    release.add_argument(
+        "--hardware", action="append", default=[], metavar="BOARD", help="only for this board"
+    )
+    release.add_argument("--min-agent", default="0", metavar="VERSION", help="oldest agent (0)")
+
+    delta = add("delta", _delta, "add the delta between two releases")
+    delta.add_argument("from_", metavar="FROM", help="a version, or a model directory")
+    delta.add_argument("to", metavar="TO", help="a version, or a model directory")
+    delta.add_argument("--name", help="which model, if several have that version")
+
+    publish = add("publish", _publish, "sign what was added, and tell devices")
+    _add_mqtt(publish, required=False)
+    serve = add("serve", _serve, "answer devices over MQTT until interrupted")
+    _add_mqtt(serve, required=True)
+    add("status", _status, "show versions, expiry and releases")
+    return parser
+
+
+def _add_mqtt(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--mqtt", required=required, metavar="HOST:PORT", help="the broker")
+    parser.add_argument("--mqtt-user", metavar="USER", help=f"password in ${PASSWORD_VARIABLE}")
+    parser.add_argument("--mqtt-protocol", choices=("auto", "5", "3.1.1"), default="auto")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""A repository: releases, deltas and the signed metadata about them, in one directory.
+
+::
+
+    REPO/
+      repository.json            name of the repository
+      keys/                      unless --keys said otherwise; never served
+      metadata/                  1.root.json  N.targets.json  N.snapshot.json  timestamp.json
+      targets/models/...         payloads; names are in ota.trust
+
+``release`` and ``delta`` write the *next* ``targets.json``; nobody sees it until ``publish`` signs a
+snapshot and a timestamp that name it.  Payload files are written once and never changed, so a device
+in the middle of a download is not disturbed.  A full image is kept for every release, so an old
+version can always be made again and nothing else has to be archived.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuf.api._payload import (
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata
+
+from ota.container import Container
+from ota.encoder import Encoder
+from ota.errors import ConfigError
+from ota.fleet.keys import ROLES, create_keys, load_key
+from ota.model_dir import Directory, verify_directory
+from ota.release import RELEASE_FILE, Release, is_version, short_root
+from ota.storage import Disk, OpenFile, typed_errors
+from ota.trust import (
+    channel_target,
+    chunks_object,
+    delta_target,
+    full_target,
+    parse_channel,
+    release_target,
+)
+from ota.wire import CHUNK_BYTES, encode_notice, is_repo, ranges
+
+ROOT_LIFE = timedelta(days=1825)  # there is no rotation yet: five years is the life of a board
+TARGETS_LIFE = timedelta(days=365)  # signed again with every release and delta
+SNAPSHOT_LIFE = timedelta(days=90)
+TIMESTAMP_LIFE = timedelta(days=30)  # how long a broker could hold a device back unnoticed
+COPY_BYTES = 1 << 20
+
+T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A payload that was added."""
+
+    target: str
+    n_bytes: int
+    full_bytes: int
+    from_version: str | None
+    to_version: str
+    root: str
+
+
+class Repository:
+    """The repository at ``path``; open it with ``create`` or ``open``."""
+
+    def __init__(self, path: Path, name: str, keys_dir: Path) -> None:
+        self.path = path
+        self.name = name
+        self._keys_dir = keys_dir
+        self._metadata_dir = path / "metadata"
+        self._targets_dir = path / "targets"
+        self._disk = Disk()
+
+    @classmethod
+    def create(cls, path: Path, name: str, keys_dir: Path | None) -> Repository:
+        """Make an empty repository with new keys, and publish it.
+
+        Raises:
+            ConfigError: there is one already, or the name is no topic level.
+        """
+        if not is_repo(name):
+            raise ConfigError(f"repository name: expected letters, digits, - and _, got {name!r}")
+        if (path / "repository.json").exists():
+            raise ConfigError(f"{path}: there is a repository already; choose another directory")
+        repo = cls(path, name, keys_dir or path / "keys")
+        repo._disk.make_directory(repo._metadata_dir)
+        repo._disk.make_directory(repo._targets_dir)
+        signers = create_keys(repo._keys_dir)
+        root = Root(expires=_until(ROOT_LIFE), consistent_snapshot=True)
+        for role in ROLES:
+            root.add_key(signers[role].public_key, role)
+        repo._write("root", Metadata(root))
+        repo._write("targets", Metadata(Targets(expires=_until(TARGETS_LIFE))))
+        repo._sign_snapshot(version=1, targets_version=1)
+        description = {"format": 1, "name": name}
+        repo._disk.replace(path / "repository.json", json.dumps(description).encode())
+        return repo
+
+    @classmethod
+    def open(cls, path: Path, keys_dir: Path | None = None) -> Repository:
+        """Open an existing repository; keys are read when something is signed."""
+        file = path / "repository.json"
+        try:
+            description = json.loads(file.read_bytes())
+            return cls(path, str(description["name"]), keys_dir or path / "keys")
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{file}: no repository here; make one with `edgeota init`") from None
+
+    def add_release(
+        self, model_dir: Path, hardware: tuple[str, ...] = (), min_agent: str = "0"
+    ) -> Added:
+        """Add a model directory as the current release of its name.
+
+        Raises:
+            PayloadError: the directory is not what its ``release.json`` says.
+            ConfigError: the version exists, or the counter does not grow.
+        """
+        release = verify_directory(model_dir)
+        targets = self._load("targets", Targets)
+        self._check_is_newer(targets.signed, release)
+        target = full_target(release.name, release.version)
+        with Directory(model_dir) as files:
+            full_bytes = self._add_payload(targets.signed, target, None, (release, files))
+        self._add_target(
+            targets.signed,
+            release_target(release.name, release.version),
+            release.text,
+            {
+                "name": release.name,
+                "version": release.version,
+                "counter": release.counter,
+                "root": release.root,
+                "bytes": release.n_bytes,
+                "full_bytes": full_bytes,
+                "hardware": list(hardware),
+                "min_agent": min_agent,
+            },
+        )
+        channel = {"version": release.version}
+        self._add_target(
+            targets.signed, channel_target(release.name), json.dumps(channel).encode(), channel
+        )
+        self._write("targets", targets, self._next_targets_version())
+        return Added(target, full_bytes, full_bytes, None, release.version, release.root)
+
+    def add_delta(self, from_: str, to: str, name: str | None = None) -> Added:
+        """Add the delta between two releases, each given as a model directory or a version.
+
+        Raises:
+            ConfigError: there is no such release, or both are the same model.
+        """
+        targets = self._load("targets", Targets)
+        with ExitStack() as stack:
+            old_dir = stack.enter_context(self._model_dir(targets.signed, from_, name))
+            new_dir = stack.enter_context(self._model_dir(targets.signed, to, name))
+            old, new = verify_directory(old_dir), verify_directory(new_dir)
+            if old.root == new.root or old.name != new.name:
+                raise ConfigError(
+                    f"delta: expected two models of one name, got {old.name} {old.version} and "
+                    f"{new.name} {new.version}"
+                )
+            offer = self._custom(targets.signed, release_target(new.name, new.version))
+            if offer.get("root") != new.root:
+                raise ConfigError(f"{to}: not what was released as {new.version}; release it first")
+            target = delta_target(new.name, old.root, new.root)
+            old_files = stack.enter_context(Directory(old_dir))
+            new_files = stack.enter_context(Directory(new_dir))
+            n_bytes = self._add_payload(targets.signed, target, (old, old_files), (new, new_files))
+        self._write("targets", targets, self._next_targets_version())
+        return Added(target, n_bytes, offer["full_bytes"], old.version, new.version, new.root)
+
+    def publish(self) -> int:
+        """Sign what was added since, and return the version of the timestamp.
+
+        Metadata that did not change is signed again too, so a publish renews what expires soon.
+        """
+        snapshot = self._load("snapshot", Snapshot)
+        return self._sign_snapshot(snapshot.signed.version + 1, self._newest("targets"))
+
+    def notice(self) -> bytes:
+        """Return the notice to retain: what is published, not what was only added."""
+        targets = self._load("targets", Targets, self._published_targets_version())
+        models = {
+            name: parse_channel(targets.signed.targets[channel_target(name)].custom, name)
+            for name in _names(targets.signed)
+        }
+        return encode_notice(self._load("timestamp", Timestamp).signed.version, models)
+
+    def status(self) -> dict[str, Any]:
+        """Describe the repository: versions, expiry, releases, and what is not published yet."""
+        roles = {}
+        for role in ROLES:
+            signed = self._read(role).signed
+            left = signed.expires - datetime.now(UTC)
+            roles[role] = {
+                "version": signed.version,
+                "expires": signed.expires.isoformat(),
+                "days_left": left.days,
+            }
+        targets = self._load("targets", Targets).signed
+        models = {
+            name: {
+                "current": self._custom(targets, channel_target(name))["version"],
+                "releases": _releases(targets, name),
+                "deltas": _deltas(targets, name),
+            }
+            for name in _names(targets)
+        }
+        return {
+            "name": self.name,
+            "roles": roles,
+            "models": models,
+            "is_published": self._newest("targets") == self._published_targets_version(),
+        }
+
+    # Payloads.
+
+    def _add_payload(
+        self,
+        targets: Targets,
+        target: str,
+        base: tuple[Release, Directory] | None,
+        result: tuple[Release, Directory],
+    ) -> int:
+        """Encode, check by decoding, and list one payload; returns its length."""
+        path = self._targets_dir / target
+        self._disk.make_directory(path.parent)
+        unfinished = path.with_name(f".{path.name}.new")
+        with ExitStack() as stack, typed_errors(path):
+
+            def scratch() -> Any:
+                return stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+
+            with unfinished.open("wb") as out:
+                Encoder(base, result, scratch).write(out)
+        with self._disk.open(unfinished) as blob:
+            written_bytes = _decode(blob, base)
+            blob.sync()
+            info = TargetFile.from_file(target, str(unfinished))
+            chunks = _chunk_hashes(blob, info.length)
+        if len(chunks) > hashlib.sha256().digest_size:  # else the list is the target's own hash
+            self._disk.replace(self._targets_dir / chunks_object(target), chunks)
+        self._disk.rename(unfinished, path)
+        info.unrecognized_fields["custom"] = {
+            "base": base[0].root if base else None,
+            "root": result[0].root,
+            "chunk_bytes": CHUNK_BYTES,
+            "chunks_sha256": hashlib.sha256(chunks).hexdigest(),
+            "written_bytes": written_bytes,
+        }
+        targets.targets[target] = info
+        return info.length
+
+    def _add_target(
+        self, targets: Targets, target: str, data: bytes, custom: dict[str, Any]
+    ) -> None:
+        path = self._targets_dir / target
+        self._disk.make_directory(path.parent)
+        self._disk.replace(path, data)
+        info = TargetFile.from_data(target, data)
+        info.unrecognized_fields["custom"] = custom
+        targets.targets[target] = info
+
+    def _check_is_newer(self, targets: Targets, release: Release) -> None:
+        if release_target(release.name, release.version) in targets.targets:
+            raise ConfigError(
+                f"{release.name} {release.version}: released already; give it a new version"
+            )
+        newest = max((entry["counter"] for entry in _releases(targets, release.name)), default=-1)
+        if release.counter <= newest:
+            raise ConfigError(
+                f"{release.name} {release.version}: expected a counter above {newest}, "
+                f"got {release.counter}; devices would refuse it"
+            )
+
+    @contextmanager
+    def _model_dir(self, targets: Targets, model: str, name: str | None) -> Iterator[Path]:
+        """Give a model directory: as it is, or made from the full image of a version."""
+        if (Path(model) / RELEASE_FILE).is_file():
+            yield Path(model)
+            return
+        names = [
+            known
+            for known in _names(targets)
+            if name in (None, known) and release_target(known, model) in targets.targets
+        ]
+        if not is_version(model) or len(names) != 1:
+            raise ConfigError(
+                f"{model}: expected a model directory or the version of one released model "
+                f"(--name chooses one), got {names or 'none'}"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            self._unpack(full_target(names[0], model), Path(scratch))
+            yield Path(scratch)
+
+    def _unpack(self, target: str, directory: Path) -> None:
+        with self._disk.open(self._targets_dir / target) as blob:
+            container = Container(blob, None)
+            for name, pieces in container.make(Directory(directory)):
+                self._disk.write(directory / name, pieces)
+            self._disk.write(directory / RELEASE_FILE, [container.release.text])
+
+    # Metadata.
+
+    def _custom(self, targets: Targets, target: str) -> dict[str, Any]:
+        info = targets.targets.get(target)
+        if info is None:
+            raise ConfigError(f"{target}: not in this repository; release it first")
+        return dict(info.custom or {})
+
+    def _sign_snapshot(self, version: int, targets_version: int) -> int:
+        meta = {"targets.json": MetaFile(targets_version)}
+        snapshot = Snapshot(version=version, expires=_until(SNAPSHOT_LIFE), meta=meta)
+        self._write("snapshot", Metadata(snapshot), version)
+        timestamp = Timestamp(
+            version=version, expires=_until(TIMESTAMP_LIFE), snapshot_meta=MetaFile(version)
+        )
+        self._write("timestamp", Metadata(timestamp), version)
+        return version
+
+    def _published_targets_version(self) -> int:
+        meta: MetaFile = self._load("snapshot", Snapshot).signed.meta["targets.json"]
+        return meta.version
+
+    def _next_targets_version(self) -> int:
+        """Return the version that ``publish`` will show; the same until it has."""
+        return self._published_targets_version() + 1
+
+    def _newest(self, role: str) -> int:
+        versions = [
+            int(path.name.split(".")[0]) for path in self._metadata_dir.glob(f"*.{role}.json")
+        ]
+        if not versions:
+            raise ConfigError(f"{self._metadata_dir}: expected {role} metadata, found none")
+        return max(versions)
+
+    def _load(self, role: str, kind: type[T], version: int | None = None) -> Metadata[T]:
+        metadata = self._read(role, version)
+        if not isinstance(metadata.signed, kind):
+            raise ConfigError(f"{self._metadata_dir}: expected {role} metadata as {role}.json")
+        return metadata
+
+    def _read(self, role: str, version: int | None = None) -> Metadata[Any]:
+        name = f"{role}.json"
+        if role != "timestamp":
+            name = f"{version or self._newest(role)}.{name}"
+        try:
+            return Metadata.from_file(str(self._metadata_dir / name))
+        except (RepositoryError, OSError) as err:
+            raise ConfigError(f"{self._metadata_dir / name}: {err}") from err
+
+    def _write(self, role: str, metadata: Metadata[Any], version: int = 1) -> None:
+        if role == "targets":
+            metadata.signed.expires = _until(TARGETS_LIFE)
+        metadata.signed.version = version
+        metadata.sign(load_key(self._keys_dir, role))
+        name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
+        self._disk.replace(self._metadata_dir / name, metadata.to_bytes())
+
+
+def _until(life: timedelta) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) + life
+
+
+def _names(targets: Targets) -> list[str]:
+    """Return the models that have a channel."""
+    names = {target.split("/")[1] for target in targets.targets}
+    return sorted(name for name in names if channel_target(name) in targets.targets)
+
+
+def _releases(targets: Targets, name: str) -> list[dict[str, Any]]:
+    return [
+        {key: info.custom[key] for key in ("version", "counter", "root", "full_bytes")}
+        for target, info in sorted(targets.targets.items())
+        if target.startswith(f"models/{name}/") and target.endswith(f"/{RELEASE_FILE}")
+    ]
+
+
+def _deltas(targets: Targets, name: str) -> list[dict[str, Any]]:
+    return [
+        {"base": short_root(info.custom["base"]), "root": short_root(info.custom["root"])}
+        | {"bytes": info.length}
+        for target, info in sorted(targets.targets.items())
+        if target.startswith(f"models/{name}/deltas/")
+    ]
+
+
+def _decode(blob: OpenFile, base: tuple[Release, Directory] | None) -> int:
+    """Make every file of a container and drop it: its hashes are checked on the way."""
+    release, files = base if base else (None, Directory(Path()))
+    container = Container(blob, release)
+    for _, pieces in container.make(files):
+        for _ in pieces:
+            pass
+    return container.written_bytes
+
+
+def _chunk_hashes(blob: OpenFile, length: int) -> bytes:
+    return b"".join(
+        hashlib.sha256(blob.read_at(offset, n_bytes)).digest()
+        for offset, n_bytes in ranges(length, CHUNK_BYTES)
+    )

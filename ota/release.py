@@ -1,0 +1,136 @@
+"""``release.json``: what a model directory is, and the hash of every file in it.  Pure.
+
+The format is defined in ``docs/formats.md`` section 4.  Text comes from outside, so every number is
+bounded and every name is checked before anything believes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ota.errors import ReleaseFormatError
+
+RELEASE_FILE = "release.json"
+MAX_RELEASE_BYTES = 1 << 20  # 4096 files of about 130 bytes each, twice over
+MAX_FILES = 4096  # a model has one file a layer; the deepest known has 126 layers
+MAX_FILE_BYTES = 1 << 40  # keeps all sums below 2**53, exact in every JSON reader
+SLOT_NAME_CHARS = 16  # 64 bits of the root: two releases of one fleet never share them by accident
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a release."""
+
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A parsed and checked ``release.json``; ``text`` is the file, byte for byte."""
+
+    name: str
+    version: str
+    counter: int
+    root: str
+    files: Mapping[str, FileEntry]
+    text: bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files, without ``release.json``."""
+        return sum(entry.n_bytes for entry in self.files.values())
+
+    @property
+    def slot(self) -> str:
+        """The directory name of this release below ``slots/``."""
+        return short_root(self.root)
+
+
+def short_root(root: str) -> str:
+    """Return the part of ``root`` that names slots and deltas."""
+    return root[:SLOT_NAME_CHARS]
+
+
+def is_sha256(value: object) -> bool:
+    """Say whether ``value`` is a SHA-256 in lower-case hex."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def is_name(value: object) -> bool:
+    """Say whether ``value`` can name a model; it becomes a directory of the repository."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def is_version(value: object) -> bool:
+    """Say whether ``value`` can be a version; it becomes a directory of the repository."""
+    return isinstance(value, str) and _VERSION.fullmatch(value) is not None
+
+
+def root_of(files: Mapping[str, FileEntry]) -> str:
+    """Return the identity of a model: the hash over its sorted file table."""
+    digest = hashlib.sha256()
+    for path in sorted(files, key=str.encode):
+        entry = files[path]
+        digest.update(f"{entry.sha256} {entry.n_bytes} {path}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_release(text: bytes) -> Release:
+    """Read ``release.json``.
+
+    Raises:
+        ReleaseFormatError: the text is not JSON, a field is missing or out of bounds, or ``root``
+            is not the hash of ``files``.
+    """
+    if len(text) > MAX_RELEASE_BYTES:
+        raise _wrong(f"at most {MAX_RELEASE_BYTES} bytes", len(text))
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise _wrong("JSON", str(err)) from None
+    if not isinstance(fields, dict) or fields.get("format") != 1:
+        raise _wrong('an object with "format": 1', text[:40])
+    files = _parse_files(fields.get("files"))
+    name, version, counter = fields.get("name"), fields.get("version"), fields.get("counter")
+    if not is_name(name) or not is_version(version):
+        raise _wrong("a name and a version", (name, version))
+    if type(counter) is not int or not _is_count(counter, 2**53):
+        raise _wrong("a counter of 0 to 2**53", counter)
+    root = root_of(files)
+    if fields.get("root") != root:
+        raise _wrong(f"root {root}, the hash of its files", fields.get("root"))
+    return Release(str(name), str(version), counter, root, files, text)
+
+
+def _parse_files(table: Any) -> dict[str, FileEntry]:
+    if not isinstance(table, dict) or not 0 < len(table) <= MAX_FILES:
+        raise _wrong(f"1 to {MAX_FILES} files", type(table).__name__)
+    files = {}
+    for path, entry in table.items():
+        if not _FILE_NAME.fullmatch(path) or path == RELEASE_FILE:
+            raise _wrong("plain file names without directories", path)
+        if not isinstance(entry, dict) or not is_sha256(entry.get("sha256")):
+            raise _wrong(f"a sha256 for {path}", entry)
+        if not _is_count(entry.get("bytes"), MAX_FILE_BYTES):
+            raise _wrong(f"the length of {path}", entry.get("bytes"))
+        files[path] = FileEntry(entry["bytes"], entry["sha256"])
+    return files
+
+
+def _is_count(value: object, limit: int) -> bool:
+    return type(value) is int and 0 <= value <= limit
+
+
+def _wrong(expected: str, got: object) -> ReleaseFormatError:
+    return ReleaseFormatError(f"{RELEASE_FILE}: expected {expected}, got {str(got)[:80]!r}")

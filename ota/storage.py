@@ -1,0 +1,226 @@
+"""The few disk verbs that updates use, and the errors of a disk.
+
+Everything that an update leaves on a disk goes through ``Storage``, so that one other implementation
+can refuse a write, or forget what was not synced.  The rules of a crash-safe change:
+
+* a small file is replaced whole: write beside it, sync, rename over it, sync the directory;
+* a directory is filled under another name, synced with all it holds, then renamed;
+* a payload is written in place, because each of its chunks is checked again when it is resumed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ota.errors import StorageError, StorageFull
+
+RESERVE_BYTES = 16 << 20
+"""Left free on the disk: the journal, the agent's state and a log must still be written."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says about ``path`` into an error of ours.
+
+    Raises:
+        StorageFull: there is no room.
+        StorageError: anything else that the disk refuses.
+    """
+    try:
+        yield
+    except OSError as err:
+        what = f"{path}: {err.strerror or err}"
+        if err.errno in _FULL:
+            raise StorageFull(f"{what}; free some space, the update then goes on") from err
+        raise StorageError(f"{what}; check the disk") from err
+
+
+class OpenFile(ABC):
+    """A file that is being written, or read anywhere."""
+
+    @abstractmethod
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes from ``offset``."""
+
+    @abstractmethod
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Write all of ``data`` at ``offset``."""
+
+    @abstractmethod
+    def resize(self, length: int) -> None:
+        """Make the file ``length`` bytes long; new bytes are zero."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Return when what was written survives a power cut."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Storage(ABC):
+    """What an update may do to a disk."""
+
+    @abstractmethod
+    def open(self, path: Path) -> OpenFile:
+        """Open ``path`` for reading and writing, and create it if need be."""
+
+    @abstractmethod
+    def write(self, path: Path, pieces: Iterable[bytes]) -> None:
+        """Write a new file; not synced, see ``sync_tree``."""
+
+    @abstractmethod
+    def replace(self, path: Path, data: bytes) -> None:
+        """Replace ``path`` as a whole: after a crash it is the old file or the new one."""
+
+    @abstractmethod
+    def link_or_copy(self, source: Path, target: Path) -> None:
+        """Make ``target`` the same file as ``source``, or a copy where links are refused."""
+
+    @abstractmethod
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename and sync the directory."""
+
+    @abstractmethod
+    def make_directory(self, path: Path) -> None:
+        """Create ``path`` and its parents where missing."""
+
+    @abstractmethod
+    def sync_tree(self, path: Path) -> None:
+        """Sync a directory and everything in it."""
+
+    @abstractmethod
+    def remove(self, path: Path) -> None:
+        """Remove a file or a whole directory; nothing happens if it is not there."""
+
+    @abstractmethod
+    def free_bytes(self, path: Path) -> int:
+        """Return what an unprivileged process may still write."""
+
+
+class Disk(Storage):
+    """The real disk."""
+
+    def open(self, path: Path) -> OpenFile:
+        """Open ``path`` for reading and writing, and create it if need be."""
+        with typed_errors(path):
+            return _DiskFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+
+    def write(self, path: Path, pieces: Iterable[bytes]) -> None:
+        """Write a new file; not synced, see ``sync_tree``."""
+        with typed_errors(path), path.open("wb") as out:
+            for piece in pieces:
+                out.write(piece)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Replace ``path`` as a whole: after a crash it is the old file or the new one."""
+        beside = path.with_name(f".{path.name}.new")
+        with typed_errors(path):
+            with beside.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            beside.rename(path)
+            _sync(path.parent)
+
+    def link_or_copy(self, source: Path, target: Path) -> None:
+        """Make ``target`` the same file as ``source``, or a copy where links are refused."""
+        with typed_errors(target):
+            try:
+                target.hardlink_to(source)
+            except OSError as err:
+                if err.errno not in _CANNOT_LINK:
+                    raise
+                shutil.copyfile(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename and sync the directory."""
+        with typed_errors(target):
+            source.rename(target)
+            _sync(target.parent)
+
+    def make_directory(self, path: Path) -> None:
+        """Create ``path`` and its parents where missing."""
+        with typed_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def sync_tree(self, path: Path) -> None:
+        """Sync a directory and everything in it."""
+        with typed_errors(path):
+            for directory, _, names in os.walk(path, topdown=False):
+                for name in names:
+                    _sync(Path(directory) / name)
+                _sync(Path(directory))
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a whole directory; nothing happens if it is not there."""
+        with typed_errors(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return what an unprivileged process may still write."""
+        with typed_errors(path):
+            return shutil.disk_usage(path).free
+
+
+class _DiskFile(OpenFile):
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        with typed_errors(self._path):
+            return os.pread(self._fd, length, offset)
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        with typed_errors(self._path):
+            view = memoryview(data)
+            while view:
+                n_written = os.pwrite(self._fd, view, offset)
+                view = view[n_written:]
+                offset += n_written
+
+    def resize(self, length: int) -> None:
+        with typed_errors(self._path):
+            os.ftruncate(self._fd, length)
+
+    def sync(self) -> None:
+        with typed_errors(self._path):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -25,8 +25,9 @@ from edgeagent.power.samples import Sample
 # in about 200 KiB.
 MAX_SAMPLES = 1024
 
-# Ten missed samples at the usual rate of one a second; what happened meanwhile is not known.
-MAX_GAP_S = 10.0
+# Three times the usual pace of an idle agent (telemetry.interval_s); what happened meanwhile in a
+# longer gap is not known.
+MAX_GAP_S = 30.0
 
 # One missed sample or two; a board does not draw the same power for longer.
 MAX_HOLD_S = 2.0

@@ -1,7 +1,6 @@
 """The boards are built by tests/sysroots/boards.py from documentation, not recorded on hardware."""
 
 import errno
-import os
 import time
 
 import pytest
@@ -13,19 +12,6 @@ from edgeagent.power.samples import QUANTITIES
 from tests.sysroots import boards
 
 PACKAGE = "/sys/class/powercap/intel-rapl:0/energy_uj"
-
-
-class PlayedSysfs(Sysfs):
-    """A board of which some files fail, by path."""
-
-    def __init__(self, sysroot, errors):
-        super().__init__(sysroot)
-        self.errors = errors
-
-    def text(self, path):
-        if path in self.errors:
-            raise OSError(self.errors[path], os.strerror(self.errors[path]), path)
-        return super().text(path)
 
 
 def reasons(sensors, quantity):
@@ -168,7 +154,7 @@ def test_this_machine_can_be_read_whatever_it_is():
 
 def test_rapl_that_only_root_may_read_is_absent_with_advice(tmp_path):
     root = boards.intel_laptop(tmp_path)
-    sensors = Sensors(sysfs=PlayedSysfs(root, {PACKAGE: errno.EACCES}))
+    sensors = Sensors(sysfs=boards.PlayedSysfs(root, {PACKAGE: errno.EACCES}))
     sample = sensors.read(1.0)
     assert sample.energy_j is None
     assert "permission denied" in sample.absent["energy_j"]
@@ -178,7 +164,7 @@ def test_rapl_that_only_root_may_read_is_absent_with_advice(tmp_path):
 
 def test_a_gated_zone_is_passed_over_and_comes_back(tmp_path):
     root = boards.jetson_orin_nano(tmp_path)
-    fs = PlayedSysfs(root, {"/sys/class/thermal/thermal_zone0/temp": errno.EAGAIN})
+    fs = boards.PlayedSysfs(root, {"/sys/class/thermal/thermal_zone0/temp": errno.EAGAIN})
     sensors = Sensors(sysfs=fs)
     assert sensors.read(1.0).sources["temperature_c"] == "measured: thermal soc0-thermal"
     fs.errors.clear()

@@ -7,7 +7,23 @@ directory and returns it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from edgeagent.adapters.sensors import Sysfs
+
+
+class PlayedSysfs(Sysfs):
+    """A board of which some files fail: path -> errno.  Works for root too, who may read all."""
+
+    def __init__(self, sysroot: Path, errors: dict[str, int]) -> None:
+        super().__init__(sysroot)
+        self.errors = errors
+
+    def text(self, path: str) -> str:
+        if path in self.errors:
+            raise OSError(self.errors[path], os.strerror(self.errors[path]), path)
+        return super().text(path)
 
 
 def put(root: Path, files: dict[str, object]) -> Path:

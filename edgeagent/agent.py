@@ -36,6 +36,7 @@ from edgeagent.protocol.reports import OFFLINE, ONLINE
 from edgeagent.protocol.topics import Topics, update_notice
 from edgeagent.reporting import Reporting
 from edgeagent.sensing import Sensing
+from edgeagent.updating import Updating
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,25 @@ class Agent:
             self._sensing,
             progress,
         )
+        self._updating = Updating(
+            self._updater_start,
+            self._engines,
+            models,
+            self._reporting,
+            progress,
+            is_enabled=settings.update.enabled and settings.update.root_file is not None,
+            poll_interval_s=settings.update.poll_interval_s,
+            trial_timeout_s=settings.update.trial_timeout_s,
+        )
         self._routes: dict[str, Callable[[Incoming], None]] = {
             topics.query_request: self._intake.on_request,
             topics.query_cancel: self._intake.on_cancel,
         }
+        self._notes: dict[str, Callable[[Incoming], None]] = {  # acknowledged at once
+            topics.update_request: self._updating.on_request,
+            update_notice(settings.update.repo): self._updating.on_notice,
+        }
+        self._defect: BaseException | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -99,6 +115,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.set_exception_handler(self._on_defect)
         self._mqtt.publish_retained(self._topics.state, ONLINE)
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "mqtt": self._mqtt.run(),
@@ -106,6 +123,7 @@ class Agent:
             "queue": self._answering.run(),
             "deadlines": self._answering.run_deadlines(),
             "sensors": self._sensing.run(),
+            "update": self._updating.run(),
             "telemetry": self._reporting.run_telemetry(),
             "health": self._reporting.run_health(),
             "watchdog": self._watch(),
@@ -116,26 +134,62 @@ class Agent:
             await self._shut_down()
             for task in tasks:
                 task.cancel()
+        if self._defect is not None:
+            raise self._defect
 
     # -- what the adapters tell -----------------------------------------------------------------
 
     def _on_message(self, incoming: Incoming) -> None:
-        route = self._routes.get(incoming.topic)
-        if route is not None:
-            route(incoming)
-        elif incoming.delivery is not None:
-            self._mqtt.acknowledge(incoming.delivery)
+        try:
+            if route := self._routes.get(incoming.topic):
+                route(incoming)
+                return
+            if note := self._notes.get(incoming.topic):
+                note(incoming)
+        except Exception as err:
+            # Without its acknowledgement the broker would send it again to the next process, and
+            # the one after: a message that meets a defect of ours must not stop the device.
+            log.critical("agent.defect topic=%s reason=%r", incoming.topic, str(err), exc_info=err)
+        self._mqtt.acknowledge(incoming.delivery)
 
     def _on_connected(self) -> None:
         self._reporting.publish_info()
+        self._reporting.publish_health()
 
     def _on_lost(self) -> None:
         self._intake.connection_lost()
 
     def _on_engine(self, kind: str, data: dict[str, object]) -> None:
         self._answering.engine_changed()
+        self._updating.engine_changed()
         self._reporting.event(kind, data)
         self._reporting.publish_info()
+
+    def _on_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """End the process for what went wrong in a callback, where no task group sees it."""
+        self._defect = self._defect or context.get("exception") or RuntimeError(context["message"])
+        self._stop.set()
+
+    def _updater_start(self, action: str) -> dict[str, Any]:
+        """Return the fields of the updater's ``start``."""
+        settings, mqtt = self._config, self._config.mqtt
+        return {
+            "action": action,
+            "state_dir": str(settings.paths.state_dir),
+            "bundled_dir": str(settings.model.path),
+            "repo": settings.update.repo,
+            "node": settings.node.name,
+            "mqtt": {
+                "host": mqtt.host,
+                "port": mqtt.port,
+                "username": mqtt.username or None,
+                "password": config.password(mqtt),
+                "protocol": self._mqtt.version,
+            },
+            "root_file": str(settings.update.root_file),
+            "hardware": settings.update.hardware,
+            "agent_version": __version__,
+        }
 
     # -- life ----------------------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edgeagent.errors import AdapterError, EdgeAgentError, ProtocolError, QueryRefused
+from edgeagent.protocol.commands import parse_cancel
 from edgeagent.protocol.inbox import Arrival, Inbox, State, Ticket, key_of
 from edgeagent.protocol.messages import (
     Bounds,
     Incoming,
     parse_body,
-    parse_cancel,
     parse_query,
     reply_address,
 )

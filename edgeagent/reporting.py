@@ -18,7 +18,7 @@ from edgeagent.intake import Intake
 from edgeagent.progress import Progress
 from edgeagent.protocol.messages import MAX_MESSAGES, NUMBERS
 from edgeagent.protocol.replies import encode
-from edgeagent.protocol.reports import EventLog
+from edgeagent.protocol.reports import EventLog, ModelState
 from edgeagent.protocol.topics import Topics
 from edgeagent.sensing import Sensing
 
@@ -87,7 +87,7 @@ class Reporting:
         """Publish health at its interval."""
         beat = self._progress.loop("health")
         while True:
-            self._mqtt.publish_retained(self._topics.health, self.health())
+            self.publish_health()
             await self._progress.sleep(self._config.telemetry.health_interval_s, beat)
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
@@ -100,6 +100,18 @@ class Reporting:
     def publish_info(self) -> None:
         """Publish what this node is."""
         self._mqtt.publish_retained(self._topics.info, self.info())
+
+    def publish_health(self) -> None:
+        """Publish how this node is."""
+        self._mqtt.publish_retained(self._topics.health, self.health())
+
+    def publish_state(self, state: ModelState) -> None:
+        """Publish the state of the model."""
+        self._mqtt.publish_retained(self._topics.model_state, state.encode())
+
+    def respond(self, payload: bytes) -> None:
+        """Publish the answer to a request for an update."""
+        self._mqtt.publish(self._topics.update_response, payload, qos=1)
 
     def info(self) -> bytes:
         """Return the ``info`` payload."""

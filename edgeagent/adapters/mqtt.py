@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from edgeagent.adapters.mqtt_client import (
     CONNECT_TIMEOUT_S,
     LOOP_S,
-    MAX_SENT_UNCONFIRMED,
     Accepted,
     Broker,
     Confirmed,
@@ -280,8 +279,6 @@ class Mqtt:
         self._choice.connected()
         self.counters.connects += 1
         self._max_packet_bytes = happening.max_packet_bytes
-        if self._client is not None:
-            self._client.limit_window(min(happening.window, MAX_SENT_UNCONFIRMED))
         log.info("mqtt.connected version=%s session=%d", self.version, happening.session_present)
 
     def _subscribed(self, attempt: _Attempt, happening: Subscribed) -> None:

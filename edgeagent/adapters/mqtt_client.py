@@ -86,7 +86,6 @@ class Accepted:
     """CONNACK with success, and what the broker takes."""
 
     session_present: bool
-    window: int
     max_packet_bytes: int | None
 
 
@@ -168,10 +167,6 @@ class MqttClient:
     def acknowledge(self, mid: int) -> None:
         """Queue the acknowledgement of a delivery at QoS 1."""
         self._client.ack(mid, 1)
-
-    def limit_window(self, window: int) -> None:
-        """Bound the messages that are sent and not yet confirmed."""
-        self._client.max_inflight_messages_set(window)
 
     def disconnect(self) -> None:
         """Queue a DISCONNECT; the broker then does not send the will."""
@@ -260,9 +255,8 @@ class MqttClient:
             refusal = Refused(str(reason), reason.value == UNSUPPORTED_VERSION)
             self._tell(self._epoch, refusal)
             return
-        window = getattr(properties, "ReceiveMaximum", MAX_SENT_UNCONFIRMED)
         limit = getattr(properties, "MaximumPacketSize", None)
-        self._tell(self._epoch, Accepted(flags.session_present, window, limit))
+        self._tell(self._epoch, Accepted(flags.session_present, limit))
         client.subscribe(self._filters())
 
     def _on_subscribe(

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from edgeagent.errors import QueryRefused
-from edgeagent.protocol.messages import Address, Cancel, Query
+from edgeagent.protocol.commands import Cancel
+from edgeagent.protocol.messages import Address, Query
 
 REMEMBERED = 256
 """Answered requests kept for recognition: eight full queues, a few tens of KiB."""

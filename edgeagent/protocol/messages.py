@@ -1,4 +1,4 @@
-"""Bytes from outside -> `Query` or `Cancel`, or one clear line about what is wrong.
+"""Bytes from outside -> `Query`, or one clear line about what is wrong.
 
 Every bound of a query is a constant here; ``docs/protocol.md`` section 2 is the contract.  A
 request is read in two steps, because even a refusal needs an address: `reply_address` decides
@@ -130,15 +130,6 @@ class Query:
         return request
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """A request to stop a query, named by id or by Correlation Data."""
-
-    query_id: str | None
-    correlation: bytes | None
-    response_topic: str | None
-
-
 # -- requests -----------------------------------------------------------------------------------
 
 
@@ -219,8 +210,8 @@ def reply_address(
     transaction: str | None = None
     try:
         if "id" in body:
-            query_id, has_id = _id(body["id"]), True
-        transaction = _transaction(body)
+            query_id, has_id = read_id(body["id"]), True
+        transaction = read_transaction(body)
     except ProtocolError as err:
         problem = problem or err
     topic = topics.query_reply(query_id)
@@ -246,7 +237,7 @@ def parse_query(
     if unknown:
         raise ProtocolError(
             f"unknown field{'s' if len(unknown) > 1 else ''} "
-            f"{', '.join(_short(name) for name in unknown[:4])}; "
+            f"{', '.join(short(name) for name in unknown[:4])}; "
             f"known are {', '.join(sorted(FIELDS))}"
         )
     prompt, messages = _prompt_or_messages(body)
@@ -261,23 +252,6 @@ def parse_query(
     return Query(address, deadline_s, stream, prompt, messages, params)
 
 
-def parse_cancel(incoming: Incoming) -> Cancel:
-    """Read a request to stop a query.
-
-    Raises:
-        ProtocolError: It names no query.
-    """
-    query_id = None
-    if incoming.payload.strip():
-        body = read_object(incoming.payload)
-        if set(body) != {"id"}:
-            raise ProtocolError('a cancellation is {"id"} or Correlation Data, nothing else')
-        query_id = _id(body["id"])
-    if query_id is None and incoming.correlation is None:
-        raise ProtocolError("a cancellation needs Correlation Data or an id")
-    return Cancel(query_id, incoming.correlation, incoming.response_topic)
-
-
 # -- fields -------------------------------------------------------------------------------------
 
 
@@ -289,7 +263,7 @@ def _correlation(incoming: Incoming) -> bytes | None:
 def _wanted_topic(incoming: Incoming, body: dict[str, Any]) -> str | None:
     named = body.get("reply_to")
     if "reply_to" in body and not isinstance(named, str):
-        raise _expected("reply_to", "a topic", named)
+        raise expected("reply_to", "a topic", named)
     if incoming.response_topic is not None:
         if "reply_to" in body:
             raise ProtocolError("reply_to and a Response Topic are both given; send one")
@@ -297,18 +271,20 @@ def _wanted_topic(incoming: Incoming, body: dict[str, Any]) -> str | None:
     return named
 
 
-def _id(value: Any) -> str:
+def read_id(value: Any) -> str:
+    """Return ``value`` when it is an id."""
     if not isinstance(value, str) or not ID_PATTERN.fullmatch(value):
-        raise _expected("id", f"1 to {MAX_ID_CHARS} of A-Z a-z 0-9 . _ -", value)
+        raise expected("id", f"1 to {MAX_ID_CHARS} of A-Z a-z 0-9 . _ -", value)
     return value
 
 
-def _transaction(body: dict[str, Any]) -> str | None:
+def read_transaction(body: dict[str, Any]) -> str | None:
+    """Return the transaction that is to be echoed, if there is one."""
     value = body.get("transaction")
     if "transaction" not in body:
         return None
     if not isinstance(value, str) or len(value) > MAX_TRANSACTION_CHARS:
-        raise _expected("transaction", f"at most {MAX_TRANSACTION_CHARS} characters", value)
+        raise expected("transaction", f"at most {MAX_TRANSACTION_CHARS} characters", value)
     return value
 
 
@@ -319,22 +295,22 @@ def _prompt_or_messages(body: dict[str, Any]) -> tuple[str | None, tuple[tuple[s
     if "prompt" in body:
         prompt = body["prompt"]
         if not isinstance(prompt, str) or not prompt:
-            raise _expected("prompt", "a text", prompt)
+            raise expected("prompt", "a text", prompt)
         return prompt, ()
     turns = body["messages"]
     if not isinstance(turns, list) or not 1 <= len(turns) <= MAX_MESSAGES:
-        raise _expected("messages", f"a list of 1 to {MAX_MESSAGES} objects", turns)
+        raise expected("messages", f"a list of 1 to {MAX_MESSAGES} objects", turns)
     return None, tuple(_turn(i, turn) for i, turn in enumerate(turns))
 
 
 def _turn(index: int, turn: Any) -> tuple[str, str]:
     name = f"messages[{index}]"
     if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-        raise _expected(name, '{"role", "content"}', turn)
+        raise expected(name, '{"role", "content"}', turn)
     if turn["role"] not in ROLES:
-        raise _expected(f"{name}.role", f"one of {', '.join(ROLES)}", turn["role"])
+        raise expected(f"{name}.role", f"one of {', '.join(ROLES)}", turn["role"])
     if not isinstance(turn["content"], str):
-        raise _expected(f"{name}.content", "a text", turn["content"])
+        raise expected(f"{name}.content", "a text", turn["content"])
     return turn["role"], turn["content"]
 
 
@@ -352,7 +328,7 @@ def _number(body: dict[str, Any], name: str, bounds: Bounds) -> Any:
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
     if not is_number or not rule.low <= value <= rule.high:
         kind = "an integer" if rule.is_integer else "a number"
-        raise _expected(name, f"{kind} from {rule.low:g} to {rule.high:g}", value)
+        raise expected(name, f"{kind} from {rule.low:g} to {rule.high:g}", value)
     return value if rule.is_integer else float(value)
 
 
@@ -364,25 +340,26 @@ def _stop(body: dict[str, Any]) -> list[str]:
         and all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARS for s in stops)
     )
     if not is_fine:
-        raise _expected("stop", f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS}", stops)
+        raise expected("stop", f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS}", stops)
     return list(stops)
 
 
 def _flag(body: dict[str, Any], name: str, default: bool) -> bool:
     value = body.get(name, default)
     if not isinstance(value, bool):
-        raise _expected(name, "true or false", value)
+        raise expected(name, "true or false", value)
     return value
 
 
 # -- wording ------------------------------------------------------------------------------------
 
 
-def _expected(name: str, what: str, value: Any) -> ProtocolError:
-    return ProtocolError(f"{name}: expected {what}, got {_short(value)}")
+def expected(name: str, what: str, value: Any) -> ProtocolError:
+    """Word what is wrong with a value."""
+    return ProtocolError(f"{name}: expected {what}, got {short(value)}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Return ``value`` in a few characters, for a message that goes back to the sender."""
     if isinstance(value, dict | list):
         return f"{_kind(value)} of {len(value)}"
@@ -400,7 +377,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ProtocolError(f"field {_short(twice)} is given twice")
+        raise ProtocolError(f"field {short(twice)} is given twice")
     return result
 
 

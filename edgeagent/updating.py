@@ -1,0 +1,268 @@
+"""Model updates: when to look, the trial of a new model, and the switch to it.
+
+The updater process fetches and verifies.  The agent lets a second engine prove the new model while
+the first one answers queries, and switches only after the updater has committed; the old engine
+finishes its query and leaves.  No query is dropped; a failure at any point leaves the old model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
+from edgeagent.adapters.updater_process import SILENCE_S, Updater
+from edgeagent.engines import Engines, Models
+from edgeagent.errors import AdapterError, EdgeAgentError, EngineError, ProtocolError
+from edgeagent.progress import Progress
+from edgeagent.protocol.commands import parse_update_request
+from edgeagent.protocol.messages import Incoming
+from edgeagent.protocol.reports import ModelState, update_refusal, update_response
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (30.0, 3600.0)
+"""Bounds of what the updater asks for: neither a busy loop nor a day lost to one failure."""
+
+
+class Outlet(Protocol):
+    """Where the state of updates goes."""
+
+    def publish_state(self, state: ModelState) -> None:
+        """Publish ``model/state``."""
+
+    def respond(self, payload: bytes) -> None:
+        """Publish on ``model/update/response``."""
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Publish an event."""
+
+
+class Updating:
+    """Follows one repository."""
+
+    def __init__(
+        self,
+        start_message: Callable[[str], dict[str, Any]],
+        engines: Engines,
+        models: Models,
+        outlet: Outlet,
+        progress: Progress,
+        *,
+        is_enabled: bool,
+        poll_interval_s: float,
+        trial_timeout_s: float,
+        start: Callable[[dict[str, Any]], Any] = Updater.start,
+    ) -> None:
+        self.state = ModelState(title="", installed_version="", latest_version="")
+        self._start_message = start_message
+        self._engines = engines
+        self._models = models
+        self._outlet = outlet
+        self._progress = progress
+        self._beat = progress.loop("update")
+        self._is_enabled = is_enabled
+        self._poll_interval_s = poll_interval_s
+        self._trial_timeout_s = trial_timeout_s
+        self._start = start
+        self._wanted = asyncio.Event()
+        self._action = "install"
+        self._notice = b""
+        self._settled_notice = b""  # the notice after which there was nothing left to do
+
+    # -- what triggers --------------------------------------------------------------------------
+
+    def on_notice(self, incoming: Incoming) -> None:
+        """Take in the repository's notice; the one that is settled says nothing new."""
+        self._notice = incoming.payload
+        if incoming.payload != self._settled_notice:
+            self._wanted.set()
+
+    def on_request(self, incoming: Incoming) -> None:
+        """Take in a message of ``model/update/request``."""
+        if incoming.is_retained:
+            return
+        try:
+            action, transaction = parse_update_request(incoming)
+        except ProtocolError as err:
+            self._outlet.respond(update_refusal(str(err), None))
+            return
+        if not self._is_enabled:
+            self._outlet.respond(update_refusal("updates are not enabled here", transaction))
+            return
+        self._action = action
+        self._wanted.set()
+        self._outlet.respond(update_response({"action": action}, transaction))
+
+    def engine_changed(self) -> None:
+        """Publish the version that runs now."""
+        engine = self._engines.current
+        if engine is None:
+            return
+        state = self.state
+        if state.latest_version == state.installed_version:
+            state.latest_version = engine.ready.version
+        state.title, state.installed_version = engine.ready.name, engine.ready.version
+        self._outlet.publish_state(state)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look for updates when told to, and from time to time."""
+        await self._wait_for_engine()
+        wait_s = self._poll_interval_s
+        while True:
+            await self._wait(wait_s)
+            if not self._is_enabled:
+                continue
+            action, self._action = self._action, "install"
+            notice = self._notice
+            try:
+                wait_s = await self._update(action)
+            except EdgeAgentError as err:
+                log.error("update.failed code=%s reason=%r", err.code, str(err))
+                self._failed(str(err), err.code)
+                wait_s = RETRY_S[0]
+            else:
+                self._settled_notice = notice
+
+    async def _wait_for_engine(self) -> None:
+        while self._engines.current is None:
+            await self._progress.sleep(1.0, self._beat)
+
+    async def _wait(self, seconds: float) -> None:
+        clock = asyncio.get_running_loop().time
+        end_s = clock() + seconds
+        while not self._wanted.is_set() and (left_s := end_s - clock()) > 0:
+            self._beat()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), min(left_s, self._progress.wake_s))
+        self._wanted.clear()
+
+    async def _update(self, action: str) -> float:
+        """Run the updater once; return when to look again."""
+        log.info("update.started action=%s", action)
+        updater = await self._start(self._start_message(action))
+        trial: EngineProcess | None = None
+        try:
+            while (message := await self._next(updater)) is not None:
+                event = message.get("event")
+                if event == "state":
+                    self._phase(str(message.get("state", "")), message.get("progress"))
+                elif event == "staged":
+                    trial = await self._try(updater, message)
+                elif event == "committed":
+                    return self._switch(message, trial)
+                else:
+                    return self._end(message)
+            if trial is not None and self._models.active() == Path(trial.ready.path):
+                return self._switch({"version": trial.ready.version}, trial)
+            raise AdapterError("the updater ended without a result")
+        finally:
+            if trial is not None and trial is not self._engines.current:
+                await trial.kill()
+            await updater.end()
+
+    async def _next(self, updater: Updater) -> dict[str, Any] | None:
+        """Return the updater's next message, with a beat meanwhile."""
+        receiving = asyncio.ensure_future(updater.receive())
+        try:
+            silent_s = 0.0
+            while not receiving.done():
+                self._beat()
+                await asyncio.wait([receiving], timeout=self._progress.wake_s)
+                silent_s += self._progress.wake_s
+                if silent_s > SILENCE_S:
+                    updater.kill()
+                    raise AdapterError(f"the updater was silent for {SILENCE_S:g} s")
+            return receiving.result()
+        finally:
+            receiving.cancel()
+
+    async def _try(self, updater: Updater, staged: dict[str, Any]) -> EngineProcess | None:
+        """Let a second engine prove the staged model; tell the updater the verdict."""
+        self.state.latest_version = str(staged.get("to", ""))
+        self._phase("trial", None)
+        proving = asyncio.create_task(self._prove(Path(str(staged["slot"]))), name="trial")
+        try:
+            while not proving.done():
+                self._beat()
+                await asyncio.wait([proving], timeout=self._progress.wake_s)
+            trial = proving.result()
+        except EdgeAgentError as err:
+            log.warning("update.trial_failed version=%s reason=%r", staged.get("to"), str(err))
+            updater.judge(ok=False, reason=str(err))
+            return None
+        finally:
+            proving.cancel()
+        log.info("update.trial_passed version=%s", trial.ready.version)
+        updater.judge(ok=True)
+        return trial
+
+    async def _prove(self, slot: Path) -> EngineProcess:
+        """Start an engine on ``slot`` and let it check itself.
+
+        Raises:
+            EdgeAgentError: It does not load, or its health suite fails.
+        """
+        settings: EngineSettings = self._engines.settings
+        engine = await EngineProcess.start(slot, settings)
+        try:
+            health = await engine.check_health(self._trial_timeout_s)
+            if not health.ok:
+                raise EngineError("; ".join(health.failed) or "the health suite failed")
+        except BaseException:
+            await engine.kill()
+            raise
+        return engine
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _switch(self, committed: dict[str, Any], trial: EngineProcess | None) -> float:
+        version = str(committed.get("version", ""))
+        log.info("update.committed version=%s", version)
+        self.state.phase, self.state.progress = "idle", None
+        self.state.latest_version = version
+        self.state.release_summary = ""
+        if trial is not None:
+            self._engines.replace(trial)
+        self.engine_changed()
+        self._outlet.event("update_committed", _without_event(committed))
+        return self._poll_interval_s
+
+    def _end(self, message: dict[str, Any]) -> float:
+        event = message.get("event")
+        if event == "up_to_date":
+            self.state.latest_version = str(message.get("version", self.state.installed_version))
+            self._phase("idle", None)
+            return self._poll_interval_s
+        if event == "rolled_back":
+            self.state.release_summary = str(message.get("reason", ""))
+            self._phase("rolled_back", None)
+            self._outlet.event("rolled_back", _without_event(message))
+            return self._poll_interval_s
+        if event != "failed":
+            raise AdapterError(f"updater: expected an event, got {str(message)[:80]}")
+        self._failed(str(message.get("message", "")), str(message.get("code", "")))
+        retry_s = message.get("retry_after_s")
+        if not isinstance(retry_s, int | float):
+            return self._poll_interval_s
+        return min(max(float(retry_s), RETRY_S[0]), RETRY_S[1])
+
+    def _failed(self, reason: str, code: str) -> None:
+        self.state.release_summary = reason
+        self._phase("failed", None)
+        self._outlet.event("update_failed", {"code": code, "reason": reason})
+
+    def _phase(self, phase: str, progress: Any) -> None:
+        self.state.phase = phase
+        self.state.progress = float(progress) if isinstance(progress, int | float) else None
+        self._outlet.publish_state(self.state)
+
+
+def _without_event(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != "event"}

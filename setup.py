@@ -7,9 +7,9 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# No -march: every variant names its instruction set on its own functions, and the best one is chosen
-# at start.  No contraction to FMA: all machines must round alike.
-CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+# No -march: every variant names its instruction set on its own functions, and the best one is
+# chosen at start.  No contraction to FMA: all machines must round alike.
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wextra"]
 
 core = Extension(
     "edgeagent._core",

@@ -58,7 +58,7 @@ class Kernels:
             repeat: how often to do it, for benchmarks.
         """
     def dot_f16(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
-        """Write ``y[r] = rows[r] . x``: (n_rows, n) uint16 (float16 bits), (n,), (n_rows,) float32."""
+        """Write ``y[r] = rows[r] . x``: (n_rows, n) float16 bits, (n,) and (n_rows,) float32."""
     def dot_f32(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
         """Write ``y[r] = rows[r] . x``: (n_rows, n), (n,), (n_rows,) float32."""
     def mix_f32(self, rows: Buffer, w: Buffer, y: Buffer, *, repeat: int = 1) -> None:

@@ -19,7 +19,7 @@ typedef enum tern_act_kind { TERN_RELU2, TERN_SILU } tern_act_kind;
 /* What the model is. */
 typedef struct tern_config {
     size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
-    float eps;         /* of every RMSNorm */
+    float eps; /* of every RMSNorm */
     double rope_theta;
     tern_act_kind act;
 } tern_config;

@@ -26,9 +26,9 @@
 #include <stdint.h>
 
 enum {
-    TERN_BLOCK = 128,     /* trits; padding is code 1, trit 0 */
+    TERN_BLOCK = 128, /* trits; padding is code 1, trit 0 */
     TERN_BLOCK_BYTES = 32,
-    TERN_PANEL = 256,     /* outputs of one input-major line */
+    TERN_PANEL = 256, /* outputs of one input-major line */
     TERN_LINE_BYTES = 64,
     TERN_UNIT = 128,      /* outputs: the grain of work in an input-major plane */
     TERN_X_MAX = 127,     /* |x[k]| bound: -128 is not a legal activation */
@@ -64,7 +64,8 @@ typedef void tern_gemv_rows_fn(const uint8_t *plane, const tern_act *a, int32_t 
  *       y[o] = sum_k W[o, k] * x[k]       over a->live, or over all k
  *
  *   plane  (panels, a->n, 64) uint8   no alignment needed, 64 is best
- *   y      (panels * 256,) int32      outputs of other units are untouched; padding outputs are 0 */
+ *   y      (panels * 256,) int32      outputs of other units are untouched; padding outputs are 0
+ */
 typedef void tern_gemv_cols_fn(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
                                size_t end);
 

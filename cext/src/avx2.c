@@ -90,8 +90,8 @@ ISA static inline void add_pair(unit_i16 *acc, const uint8_t *half_a, const uint
     const __m256i a = load_u8x32(half_a), b = load_u8x32(half_b);
     const __m256i lo = _mm256_unpacklo_epi8(a, b), hi = _mm256_unpackhi_epi8(a, b);
 #define ADD(s)                                                                                     \
-    acc->lane[s][0] = _mm256_add_epi16(acc->lane[s][0],                                            \
-                                       _mm256_maddubs_epi16(codes_u8x32(lo, s), x_i8x32));         \
+    acc->lane[s][0] =                                                                              \
+        _mm256_add_epi16(acc->lane[s][0], _mm256_maddubs_epi16(codes_u8x32(lo, s), x_i8x32));      \
     acc->lane[s][1] =                                                                              \
         _mm256_add_epi16(acc->lane[s][1], _mm256_maddubs_epi16(codes_u8x32(hi, s), x_i8x32))
     ADD(0);

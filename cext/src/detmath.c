@@ -1,6 +1,7 @@
 /* detmath.c - double-precision functions for the RoPE table; see detmath.h for their bounds.
  *
- * Each reduces its argument to a small interval and sums a Taylor series there, smallest term first. */
+ * Each reduces its argument to a small interval and sums a Taylor series there, smallest term
+ * first. */
 #include "detmath.h"
 
 static const double LN2_HI = 0x1.62e42feep-1; /* 33 bits: n * LN2_HI is exact for |n| < 2^20 */
@@ -43,7 +44,8 @@ double det_log(double x)
  * exact, and what is left of pi/2 is below 2^-100. */
 void det_sincos(double x, double *sine, double *cosine)
 {
-    const double PIO2_1 = 0x1.921fb544p+0, PIO2_2 = 0x1.0b4611a6p-34, PIO2_3 = 0x1.3198a2e037073p-69;
+    const double PIO2_1 = 0x1.921fb544p+0, PIO2_2 = 0x1.0b4611a6p-34,
+                 PIO2_3 = 0x1.3198a2e037073p-69;
     const double n = round_f64(x * 0x1.45f306dc9c883p-1);
     const double r = ((x - n * PIO2_1) - n * PIO2_2) - n * PIO2_3, r2 = r * r;
     double s = 1.0, c = 1.0;

@@ -1,8 +1,8 @@
 /* detmath.h - private: elementary functions that give the same bits with every C library.
  *
- * Only + - * / on IEEE doubles and floats in a fixed order, and integer operations on their bits; the
- * sources are compiled with -ffp-contract=off.  Error bounds, measured by tests/kernel_check.c against
- * the C library's long double functions over the ranges that the engine uses:
+ * Only + - * / on IEEE doubles and floats in a fixed order, and integer operations on their bits;
+ * the sources are compiled with -ffp-contract=off.  Error bounds, measured by tests/kernel_check.c
+ * against the C library's long double functions over the ranges that the engine uses:
  *
  *       det_expf    2 ulp          on [-87, 88]
  *       det_exp     2^-50 relative on [-700, 700]
@@ -43,8 +43,8 @@ static inline double round_f64(double x)
 /* exp(x): 0 below -87, the value at 88 above 88; a NaN gives 0.  Branch-free, so that loops over it
  * become vector code.
  *
- * x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n * LN2_HI is
- * exact; then the Taylor series to r^7 / 7!, whose rest is below 2^-27. */
+ * x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n * LN2_HI
+ * is exact; then the Taylor series to r^7 / 7!, whose rest is below 2^-27. */
 static inline float det_expf(float x)
 {
     const float LN2_HI = 0x1.63p-1f, LN2_LO = -0x1.bd0106p-13f;
@@ -59,7 +59,7 @@ static inline float det_expf(float x)
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
     const float power = f32_from_bits((uint32_t)((int32_t)n + 127) << 23); /* n in [-126, 127] */
-    return x > -87.0f ? p * power : 0.0f;
+    return x >= -87.0f ? p * power : 0.0f;
 }
 
 double det_exp(double x);

@@ -188,8 +188,8 @@ static void enter_attention(tern_state *s, const tern_layer *w, size_t t)
     quantize_input(s, h, c->hidden, t);
 }
 
-/* Scale and rotate queries and keys; keys and values go to the cache.  The input is quantised, so h is
- * free. */
+/* Scale and rotate queries and keys; keys and values go to the cache.  The input is quantised, so h
+ * is free. */
 static void rotate_and_store(tern_state *s, const tern_layer *w, size_t t)
 {
     const tern_config *c = &s->model->config;
@@ -281,11 +281,10 @@ static void multiply_gate_and_up(tern_state *s, const tern_layer *w)
     if (s->zero_skip && !w->up.input_major) {
         multiply(s, &(product_job){ .state = s, .w = { &w->gate }, .n_planes = 1 });
         over_tokens(s, close_gates);
-        multiply(s, &(product_job){ .state = s,
-                                    .w = { &w->up },
-                                    .n_planes = 1,
-                                    .first = 1,
-                                    .open_rows_only = true });
+        multiply(
+            s,
+            &(product_job){
+                .state = s, .w = { &w->up }, .n_planes = 1, .first = 1, .open_rows_only = true });
     } else {
         multiply(s, &(product_job){ .state = s, .w = { &w->gate, &w->up }, .n_planes = 2 });
         over_tokens(s, close_gates);

@@ -5,7 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-static const float ABSMAX_FLOOR = 1e-5f; /* part of the model's definition: a zero row gives q = 0 */
+static const float ABSMAX_FLOOR =
+    1e-5f; /* part of the model's definition: a zero row gives q = 0 */
 
 void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, size_t n, float eps,
               float *y)

@@ -1,6 +1,7 @@
 /* ops.h - private: the float steps between two matrices, in portable C.
  *
- * Elementwise loops have no order to keep; every sum is either a kernel's dot product or sum_f32. */
+ * Elementwise loops have no order to keep; every sum is either a kernel's dot product or sum_f32.
+ */
 #ifndef OPS_H
 #define OPS_H
 
@@ -9,11 +10,11 @@
 /* Quantised activations of one token; owns nothing. */
 typedef struct quantized {
     tern_act act;
-    float inverse;   /* 1 / a: multiply an integer product by it */
+    float inverse; /* 1 / a: multiply an integer product by it */
     size_t n_zero;
-    int8_t *x;       /* (capacity,) what act.x points to */
-    uint32_t *live;  /* (capacity,) */
-    int8_t *live_x;  /* (capacity + 1,) */
+    int8_t *x;      /* (capacity,) what act.x points to */
+    uint32_t *live; /* (capacity,) */
+    int8_t *live_x; /* (capacity + 1,) */
 } quantized;
 
 /* y = x / sqrt(mean(x^2) + eps) * gain.  The sum of squares is kernels->dot_f32(x, x): 16 partial

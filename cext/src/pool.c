@@ -3,15 +3,16 @@
  * A token is some ten jobs a layer, a few microseconds each: a system call for each would cost more
  * than the work.  Between tokens the workers sleep, so that an idle engine costs nothing.
  *
- * `epoch` counts jobs and `pending` the workers still running the current one; both are futex words.
- * Sleep and wake follow one pattern: the sleeper announces itself, then asks the kernel to sleep only
- * if the word still has the old value; the waker changes the word, then looks for sleepers.  All of
- * these are sequentially consistent, so at least one of the two sees the other. */
+ * `epoch` counts jobs and `pending` the workers still running the current one; both are futex
+ * words. Sleep and wake follow one pattern: the sleeper announces itself, then asks the kernel to
+ * sleep only if the word still has the old value; the waker changes the word, then looks for
+ * sleepers.  All of these are sequentially consistent, so at least one of the two sees the other.
+ */
 #define _GNU_SOURCE
 #include "pool.h"
 #include "fpenv.h"
-#include <linux/futex.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -19,7 +20,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SPINS = 600 }; /* of some 40 ns on x86 and 10 ns on Arm: longer than a gap between two jobs */
+enum {
+    SPINS = 600
+}; /* of some 40 ns on x86 and 10 ns on Arm: longer than a gap between two jobs */
 
 struct tern_pool {
     _Alignas(64) _Atomic uint32_t epoch;

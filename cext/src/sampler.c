@@ -1,7 +1,7 @@
 /* sampler.c - logits to a token; see sampler.h.
  *
- * Candidates are ordered by logit, then by token, so that no step depends on how a sort treats ties.
- * A heap gives them up best first: top-k and top-p usually need a few of many thousands. */
+ * Candidates are ordered by logit, then by token, so that no step depends on how a sort treats
+ * ties. A heap gives them up best first: top-k and top-p usually need a few of many thousands. */
 #include "sampler.h"
 #include "detmath.h"
 #include "fpenv.h"

@@ -28,15 +28,15 @@ struct tern_state {
     kv_cache kv;
     float *cosines, *sines; /* (context, head_dim / 2) */
 
-    size_t width;          /* widest vector: max(hidden, ffn, n_heads * head_dim) */
-    size_t z_stride;       /* width, up to a whole panel */
-    float *x;              /* (B, hidden)              residual stream */
-    float *h;              /* (B, width)               a matrix's float input */
-    float *queries;        /* (B, n_heads * head_dim)  rotated */
-    float *gates;          /* (B, ffn)                 activated */
-    int32_t *z[3];         /* (B, z_stride) each       integer products */
-    quantized in[TERN_TOKENS_BLOCK];       /* a matrix's quantised input */
-    uint32_t *open[TERN_TOKENS_BLOCK];     /* (ffn,) rows of up to compute */
+    size_t width;                      /* widest vector: max(hidden, ffn, n_heads * head_dim) */
+    size_t z_stride;                   /* width, up to a whole panel */
+    float *x;                          /* (B, hidden)              residual stream */
+    float *h;                          /* (B, width)               a matrix's float input */
+    float *queries;                    /* (B, n_heads * head_dim)  rotated */
+    float *gates;                      /* (B, ffn)                 activated */
+    int32_t *z[3];                     /* (B, z_stride) each       integer products */
+    quantized in[TERN_TOKENS_BLOCK];   /* a matrix's quantised input */
+    uint32_t *open[TERN_TOKENS_BLOCK]; /* (ffn,) rows of up to compute */
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
 

@@ -11,8 +11,8 @@ extern const tern_kernels tern_avx2;
 extern const tern_kernels tern_neon;
 
 enum {
-    DOT_LANES = 16,   /* partial sums of a float dot product */
-    CHUNK = 128,      /* input channels between two widenings of an input-major unit */
+    DOT_LANES = 16,     /* partial sums of a float dot product */
+    CHUNK = 128,        /* input channels between two widenings of an input-major unit */
     PREFETCH_LINES = 24 /* how far ahead of the stream of lines we ask for memory */
 };
 
@@ -47,8 +47,8 @@ static inline float f32_from_f16(uint16_t half)
     return out.value;
 }
 
-/* Ask for memory that will be needed soon.  The address may lie outside the plane: it is computed as
- * an integer, and a prefetch never faults. */
+/* Ask for memory that will be needed soon.  The address may lie outside the plane: it is computed
+ * as an integer, and a prefetch never faults. */
 static inline void prefetch_line(const uint8_t *base, size_t line)
 {
     __builtin_prefetch((const void *)((uintptr_t)base + line * TERN_LINE_BYTES));

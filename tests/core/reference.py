@@ -1,10 +1,10 @@
 """A W1.58A8 transformer in numpy, written from the definition of the model and not from the C code.
 
-It computes in float64, so its own rounding errors do not matter.  Its one trap is the int8 rounding
-of activations: where ``x * a`` lies within float32 error of a tie, a correct float32 engine may take
-the neighbour, and the logits then differ by more than rounding.  ``Run.margin`` is the smallest
-distance from a tie that was met; tests choose seeds that keep away from ties instead of loosening
-their bound.
+It computes in float64, so its own rounding errors do not matter.  Its one trap is the int8
+rounding of activations: where ``x * a`` lies within float32 error of a tie, a correct float32
+engine may take the neighbour, and the logits then differ by more than rounding.  ``Run.margin`` is
+the smallest distance from a tie that was met; tests choose seeds that keep away from ties instead
+of loosening their bound.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Reference:
         return x / np.sqrt(mean_square + 1e-5) * self.weights[f"{name}.weight"]
 
     def linear(self, x, name):
-        """BitLinear: int8 absmax activations a token, exact integer product, scale of the weights."""
+        """BitLinear: int8 absmax activations a token, exact integer product, the plane's scale."""
         a = 127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
         scaled = x * a
         away = np.abs(scaled - np.floor(scaled) - 0.5)
@@ -89,8 +89,8 @@ class Reference:
         at = f"model.layers.{layer}.mlp"
         gate = self.linear(h, f"{at}.gate_proj")
         up = self.linear(h, f"{at}.up_proj")
-        active = np.maximum(gate, 0) ** 2 if self.shape.act == "relu2" else gate / (1 + np.exp(-gate))
-        h = active * up
+        relu2, silu = np.maximum(gate, 0) ** 2, gate / (1 + np.exp(-gate))
+        h = (relu2 if self.shape.act == "relu2" else silu) * up
         if self.shape.sub_norms:
             h = self.norm(h, f"{at}.ffn_sub_norm")
         return self.linear(h, f"{at}.down_proj")

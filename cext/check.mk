@@ -1,0 +1,56 @@
+# Proofs of the compiled core, in plain C: no Python needed, so they also run under an emulator.
+#
+#   make kernel-check        this machine
+#   make kernel-check-asan   the same under the address and undefined-behaviour sanitizers
+#   make kernel-check-arm    AArch64 under qemu; exits 77 when the tools are missing
+
+CHECK_DIR     := build/check
+CHECK_SOURCES := $(sort $(wildcard cext/src/*.c))
+CHECK_HEADERS := $(wildcard cext/src/*.h cext/include/*.h)
+CHECK_NAMES   := kernel_check math_check forward_check
+CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fvisibility=hidden -pthread -Icext/include \
+                 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+CHECK_ASAN    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+# What must run here, so that a green check cannot mean "not tested".
+CHECK_VARIANTS ?= scalar $(if $(filter x86_64,$(shell uname -m)),avx2) \
+                  $(if $(filter aarch64,$(shell uname -m)),neon)
+ARM_CC        := aarch64-linux-gnu-gcc
+ARM_QEMU      := qemu-aarch64
+
+.PHONY: kernel-check kernel-check-asan kernel-check-arm
+
+kernel-check: $(CHECK_NAMES:%=$(CHECK_DIR)/%)
+	$(CHECK_DIR)/kernel_check $(CHECK_VARIANTS)
+	$(CHECK_DIR)/math_check
+	$(CHECK_DIR)/forward_check
+
+kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/forward_check-asan
+	$(CHECK_DIR)/kernel_check-asan $(CHECK_VARIANTS)
+	$(CHECK_DIR)/forward_check-asan
+
+kernel-check-arm:
+	@for tool in $(ARM_CC):gcc-aarch64-linux-gnu $(ARM_QEMU):qemu-user; do \
+	    command -v $${tool%%:*} >/dev/null && continue; \
+	    echo "NOT RUN: kernel-check-arm (missing $${tool#*:})"; exit 77; \
+	done; \
+	$(MAKE) --no-print-directory kernel-check-arm-run
+
+.PHONY: kernel-check-arm-run
+kernel-check-arm-run: $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm scalar neon
+	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/math_check-arm
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/forward_check-arm
+	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/forward_check-arm
+
+$(CHECK_DIR)/%: tests/%.c $(CHECK_SOURCES) $(CHECK_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CHECK_CFLAGS) $< $(CHECK_SOURCES) -lm -o $@
+
+$(CHECK_DIR)/%-asan: tests/%.c $(CHECK_SOURCES) $(CHECK_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CHECK_CFLAGS) $(CHECK_ASAN) $< $(CHECK_SOURCES) -lm -o $@
+
+$(CHECK_DIR)/%-arm: tests/%.c $(CHECK_SOURCES) $(CHECK_HEADERS)
+	@mkdir -p $(@D)
+	$(ARM_CC) $(CHECK_CFLAGS) -static $< $(CHECK_SOURCES) -lm -o $@

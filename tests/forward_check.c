@@ -1,0 +1,191 @@
+/* forward_check.c - the forward pass gives the same bits on every CPU, however it is run.
+ *
+ * Builds small random models of awkward shapes and runs a prompt through them with every variant,
+ * thread count, zero-skip and split of the prompt.  All logits must be equal, and their hash must
+ * be the one below: it was made on x86-64 and is the same on AArch64. */
+#include "forward.h"
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TOKENS = 21, CONTEXT = 40 }; /* more than one block of tokens */
+
+typedef struct shape {
+    size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
+    tern_act_kind act;
+    bool sub_norms, is_tied;
+    unsigned output_major; /* bit i: plane i of q k v o gate up down */
+    uint64_t expected;
+} shape;
+
+static const shape shapes[] = {
+    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, 0x2cb6e822585796d9u },
+    { 131, 200, 341, 2, 2, 1, 100, TERN_RELU2, true, false, 0, 0x9a5ff091a951d254u },
+    { 64, 72, 546, 2, 3, 1, 20, TERN_SILU, false, false, 0x7f, 0x227f841137d72857u },
+    { 97, 130, 260, 2, 5, 5, 26, TERN_SILU, true, true, 0x55, 0xa00ce714575fa2b9u },
+};
+
+static uint64_t seed;
+
+static uint32_t random_u32(void)
+{
+    uint64_t z = seed += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (uint32_t)(z >> 32);
+}
+
+static void *allocate(size_t bytes)
+{
+    void *block = malloc(bytes);
+    if (!block) exit(2);
+    return block;
+}
+
+/* Uniform in [1/2, 3/2). */
+static float *random_norm(size_t n)
+{
+    float *gain = allocate(n * sizeof *gain);
+    for (size_t i = 0; i < n; i++) gain[i] = 0.5f + (float)(random_u32() >> 8) * 0x1p-24f;
+    return gain;
+}
+
+/* Float16 bits with magnitudes from 2^-7 to 2^-1. */
+static uint16_t *random_f16(size_t n)
+{
+    uint16_t *halves = allocate(n * sizeof *halves);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t r = random_u32();
+        halves[i] = (uint16_t)((r & 0x83ffu) | (8 + (r >> 16) % 6) << 10);
+    }
+    return halves;
+}
+
+static tern_matrix random_matrix(size_t n_out, size_t n_in, bool output_major)
+{
+    const size_t bytes =
+        output_major ? n_out * ((n_in + 127) / 128 * 32) : (n_out + 255) / 256 * n_in * 64;
+    uint8_t *plane = allocate(bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned byte = 0;
+        for (int s = 0; s < 4; s++) byte |= random_u32() % 3 << 2 * s;
+        plane[i] = (uint8_t)byte;
+    }
+    const float scale = (float)(1 + random_u32() % 15) / 256.0f;
+    return (tern_matrix){ plane, n_out, n_in, !output_major, scale };
+}
+
+static tern_layer random_layer(const shape *s)
+{
+    const size_t attention = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
+    const unsigned rows = s->output_major;
+    tern_layer w;
+    w.input_norm = random_norm(s->hidden);
+    w.post_norm = random_norm(s->hidden);
+    w.attn_sub_norm = s->sub_norms ? random_norm(attention) : NULL;
+    w.ffn_sub_norm = s->sub_norms ? random_norm(s->ffn) : NULL;
+    w.q = random_matrix(attention, s->hidden, rows & 1);
+    w.k = random_matrix(kv, s->hidden, rows >> 1 & 1);
+    w.v = random_matrix(kv, s->hidden, rows >> 2 & 1);
+    w.o = random_matrix(s->hidden, attention, rows >> 3 & 1);
+    w.gate = random_matrix(s->ffn, s->hidden, rows >> 4 & 1);
+    w.up = random_matrix(s->ffn, s->hidden, rows >> 5 & 1);
+    w.down = random_matrix(s->hidden, s->ffn, rows >> 6 & 1);
+    return w;
+}
+
+static tern_model random_model(const shape *s)
+{
+    tern_model m = { .config = { s->vocab, s->hidden, s->ffn, s->n_layers, s->n_heads,
+                                 s->n_kv_heads, s->head_dim, 1e-5f, 10000.0, s->act } };
+    seed = s->hidden;
+    m.embed = random_f16(s->vocab * s->hidden);
+    m.head = s->is_tied ? m.embed : random_f16(s->vocab * s->hidden);
+    m.final_norm = random_norm(s->hidden);
+    m.layers = allocate(s->n_layers * sizeof *m.layers);
+    for (size_t i = 0; i < s->n_layers; i++) m.layers[i] = random_layer(s);
+    return m;
+}
+
+static void free_matrix(const tern_matrix *w)
+{
+    free((void *)(uintptr_t)w->plane);
+}
+
+static void free_model(tern_model *m)
+{
+    for (size_t i = 0; i < m->config.n_layers; i++) {
+        const tern_layer *w = &m->layers[i];
+        const tern_matrix *planes[] = { &w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down };
+        for (size_t j = 0; j < 7; j++) free_matrix(planes[j]);
+        free((void *)(uintptr_t)w->input_norm);
+        free((void *)(uintptr_t)w->post_norm);
+        free((void *)(uintptr_t)w->attn_sub_norm);
+        free((void *)(uintptr_t)w->ffn_sub_norm);
+    }
+    if (m->head != m->embed) free((void *)(uintptr_t)m->head);
+    free((void *)(uintptr_t)m->embed);
+    free((void *)(uintptr_t)m->final_norm);
+    free(m->layers);
+}
+
+/* FNV-1a over the logits' bytes, which are little-endian on every CPU that we support. */
+static uint64_t hash(const float *logits, size_t n)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    const uint8_t *bytes = (const uint8_t *)logits;
+    for (size_t i = 0; i < n * sizeof *logits; i++) h = (h ^ bytes[i]) * 0x100000001b3u;
+    return h;
+}
+
+/* Run the prompt in pieces of `piece` tokens. */
+static uint64_t run(const tern_model *m, size_t threads, bool zero_skip, size_t piece)
+{
+    float *logits = allocate(m->config.vocab * sizeof *logits);
+    tern_state *state = tern_state_new(m, CONTEXT, threads, zero_skip);
+    uint32_t tokens[N_TOKENS];
+    if (!state) exit(2);
+    for (size_t i = 0; i < N_TOKENS; i++) tokens[i] = (uint32_t)(i * 37 % m->config.vocab);
+    for (size_t i = 0; i < N_TOKENS; i += piece)
+        tern_forward(state, tokens + i, piece < N_TOKENS - i ? piece : N_TOKENS - i, logits);
+    const uint64_t h = hash(logits, m->config.vocab);
+    tern_state_free(state);
+    free(logits);
+    return h;
+}
+
+static long check_ways(const tern_model *m, uint64_t expected)
+{
+    static const size_t threads[] = { 1, 2, 3, 5 }, pieces[] = { N_TOKENS, 1, 5, 17 };
+    long failed = 0;
+    for (size_t t = 0; t < 4; t++) {
+        for (size_t p = 0; p < 4; p++) {
+            for (int skip = 0; skip < 2; skip++) {
+                const uint64_t got = run(m, threads[t], skip, pieces[p]);
+                if (got == expected) continue;
+                printf("FAIL %s, %zu threads, pieces of %zu, zero-skip %d: %016" PRIx64 "\n",
+                       m->kernels->name, threads[t], pieces[p], skip, got);
+                failed++;
+            }
+        }
+    }
+    return failed;
+}
+
+int main(void)
+{
+    long failed = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        tern_model m = random_model(&shapes[i]);
+        for (const tern_kernels *const *v = tern_variants(); *v; v++) {
+            m.kernels = tern_select(tern_cpu_features(), (*v)->name);
+            if (!m.kernels) continue;
+            printf("logits %zu %-8s %016" PRIx64 ", expected %016" PRIx64 "\n", i, m.kernels->name,
+                   run(&m, 1, true, N_TOKENS), shapes[i].expected);
+            failed += check_ways(&m, shapes[i].expected);
+        }
+        free_model(&m);
+    }
+    return failed ? 1 : 0;
+}

@@ -1,7 +1,8 @@
 """One MQTT connection, as both ends of an update use it; MQTT 5, or 3.1.1 where 5 is refused.
 
 Facts that shaped it: paho and Mosquitto leave Nagle's algorithm on, which costs a request and
-response 25 times the throughput; a 3.1.1 broker answers a version 5 CONNECT with return code 1;
+response 25 times the throughput; a 3.1.1 broker answers a version 5 CONNECT with return code 1, but
+only while that CONNECT has no properties (with some, amqtt waits for bytes that never come);
 subscriptions are made again at every reconnect, because a broker may have lost the session.
 """
 
@@ -20,13 +21,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from ota.errors import ConfigError, TransportError
-from ota.wire import MAX_CHUNK_BYTES, MAX_HEADER_BYTES
 
 KEEPALIVE_S = 30  # a dead link is noticed within 45 s
 CONNECT_TIMEOUT_S = 15.0  # a TCP handshake and a CONNACK over a slow cellular link
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30
-MAX_PACKET_BYTES = MAX_CHUNK_BYTES + 2 * MAX_HEADER_BYTES  # a response, its topic and properties
 
 _PROTOCOLS = {
     "auto": (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311),
@@ -146,18 +145,7 @@ class Link:
         self.is_v5 = protocol is MQTTProtocolVersion.MQTTv5
         client = self._client = self._make_client(protocol)
         try:
-            if self.is_v5:
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-                properties.MaximumPacketSize = MAX_PACKET_BYTES
-                client.connect(
-                    self._broker.host,
-                    self._broker.port,
-                    KEEPALIVE_S,
-                    clean_start=True,
-                    properties=properties,
-                )
-            else:
-                client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
+            client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
         except OSError as err:
             self._client = None
             raise TransportError(f"{self._where}: {err}; is the broker running?") from err

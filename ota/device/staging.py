@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ota.container import Container
+from ota.device.model_dir import Directory, read_release, verify_directory
 from ota.device.store import Store
 from ota.errors import PayloadError, PayloadMismatch
-from ota.model_dir import Directory, read_release, verify_directory
 from ota.release import RELEASE_FILE, Release
 from ota.storage import Storage
 from ota.trust import Payload

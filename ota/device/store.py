@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ota.device.model_dir import read_release
 from ota.errors import StorageError
-from ota.model_dir import read_release
 from ota.release import (
     RELEASE_FILE,
     Release,

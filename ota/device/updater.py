@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ota.device.download import Download
 from ota.device.journal import load_journal, save_journal
+from ota.device.model_dir import read_release
 from ota.device.source import Source
 from ota.device.staging import Stager
 from ota.device.store import Store
@@ -28,7 +29,6 @@ from ota.errors import (
     UpdateError,
 )
 from ota.machine import Action, Event, State, UpdateMachine
-from ota.model_dir import read_release
 from ota.release import Release
 from ota.storage import RESERVE_BYTES, Storage
 from ota.trust import (
@@ -148,7 +148,8 @@ class Updater:
         if self._machine.state is not self._journal.state:
             self._journal.state = self._machine.state
             self._save()
-            self._report_state()
+            if self._machine.state is not State.IDLE:  # how it ended is told by the last report
+                self._report_state()
         return action
 
     def _perform(self, action: Action) -> Event | None:

@@ -38,10 +38,10 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata
 
 from ota.container import Container
+from ota.device.model_dir import Directory, verify_directory
 from ota.encoder import Encoder
 from ota.errors import ConfigError
 from ota.fleet.keys import ROLES, create_keys, load_key
-from ota.model_dir import Directory, verify_directory
 from ota.release import RELEASE_FILE, Release, is_version, short_root
 from ota.storage import Disk, OpenFile, typed_errors
 from ota.trust import (

@@ -42,8 +42,8 @@ LAYERS: dict[str, set[str]] = {
 SHARED_ADAPTERS = {"link", "child"}
 
 PURE = ("edgeagent.protocol", "edgeagent.power", "ota")
-# The two ends of an update, and the disk and the connection that both of them use.
-NOT_PURE = ("ota.device", "ota.fleet", "ota.storage", "ota.mqtt")
+# The two ends of an update, and what both of them use: the disk, model directories, the connection.
+NOT_PURE = ("ota.device", "ota.fleet", "ota.storage", "ota.model_dir", "ota.mqtt")
 IMPURE_STDLIB = {"asyncio", "concurrent", "fcntl", "glob", "http", "logging", "mmap", "os"}
 IMPURE_STDLIB |= {"multiprocessing", "pathlib", "select", "selectors", "shutil", "signal"}
 IMPURE_STDLIB |= {"socket", "socketserver", "ssl", "subprocess", "sys", "tempfile", "threading"}

@@ -90,7 +90,7 @@ def first_token_ms() -> float:
 
 
 def main() -> None:
-    manifest = LoadedModel(bundled_model()).manifest
+    release = LoadedModel(bundled_model()).release
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
@@ -98,9 +98,9 @@ def main() -> None:
         "load_average": os.getloadavg()[0],
         "repetitions": REPETITIONS,
         "model": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "bytes": manifest.total_bytes,
+            "name": release.name,
+            "version": release.version,
+            "bytes": release.n_bytes,
         },
         "process_to_first_token_ms": first_token_ms(),
         "runs": [

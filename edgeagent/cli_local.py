@@ -66,10 +66,10 @@ def generate(args: argparse.Namespace) -> int:
     ids = model.encode(args.prompt, messages)
     outcome = _stream(model.generate(ids, _params(args)), show=not args.json)
     if args.json:
-        manifest = model.manifest
+        release = model.release
         document = outcome.as_messages() | {
             "kernel": model.core.kernel,
-            "model": {"name": manifest.name, "version": manifest.version, "root": manifest.root},
+            "model": {"name": release.name, "version": release.version, "root": release.root},
         }
         print(json.dumps(document, ensure_ascii=False))
     else:
@@ -86,7 +86,7 @@ def chat(args: argparse.Namespace) -> int:
     messages = list(base)
     prompt = ">>> " if sys.stdin.isatty() and not args.json else ""
     if prompt:
-        print(f"{model.manifest.name} {model.manifest.version}: /clear forgets, /bye leaves")
+        print(f"{model.release.name} {model.release.version}: /clear forgets, /bye leaves")
     while (line := _read(prompt)) not in (None, "/bye"):
         if line == "/clear":
             messages = list(base)

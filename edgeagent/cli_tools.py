@@ -38,12 +38,12 @@ def convert(args: argparse.Namespace) -> int:
     if args.target.exists():
         raise ConfigError(f"{args.target}: exists: name a new directory")
     convert_masters(args.source, args.target)
-    manifest = seal(args.target, name=args.name, version=args.release, counter=args.counter)
+    release = seal(args.target, name=args.name, version=args.release, counter=args.counter)
     summary = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "root": manifest.root,
-        "bytes": manifest.total_bytes,
+        "name": release.name,
+        "version": release.version,
+        "root": release.root,
+        "bytes": release.n_bytes,
         "path": str(args.target),
     }
     if args.json:

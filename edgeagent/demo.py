@@ -24,7 +24,7 @@ from typing import Any
 from edgeagent.client import Client
 from edgeagent.demo_broker import DemoBroker
 from edgeagent.errors import AdapterError, EdgeAgentError
-from edgeagent.model.files import read_manifest
+from edgeagent.model.files import read_release
 from edgeagent.paths import bundled_model, previous_release_delta
 from edgeagent.protocol.topics import Topics
 
@@ -189,7 +189,7 @@ class Demo:
 
     def update(self, repo: Path, previous: Path) -> None:
         """Publish the bundled release and watch the daemon take it while questions keep coming."""
-        new = read_manifest(bundled_model())
+        new = read_release(bundled_model())
         _edgeota("release", repo, bundled_model())
         delta = _edgeota("delta", repo, previous, bundled_model())
         with self.client() as asking, self.client() as watching:
@@ -210,18 +210,18 @@ class Demo:
         by_version = {
             v: list(traffic.answered.values()).count(v) for v in traffic.answered.values()
         }
-        old = read_manifest(previous)
+        old = read_release(previous)
         self.report["update"] = {
             "from": old.version,
             "to": new.version,
             "delta_bytes": delta["delta_bytes"],
-            "full_bytes": new.total_bytes,
+            "full_bytes": new.n_bytes,
             "seconds": round(seconds, 2),
             "dropped_queries": traffic.dropped,
         }
         _say(
             f"\nupdate: {new.name} {old.version} -> {new.version} in {seconds:.1f} s\n"
-            f"  delta {delta['delta_bytes']:,} bytes, full model {new.total_bytes:,} bytes\n"
+            f"  delta {delta['delta_bytes']:,} bytes, full model {new.n_bytes:,} bytes\n"
             f"  {len(traffic.sent)} questions meanwhile, {traffic.dropped} dropped; "
             f"answered by {', '.join(f'{v}: {n}' for v, n in sorted(by_version.items()))}"
         )

@@ -54,9 +54,7 @@ class DemoBroker:
 
         mosquitto = _find_mosquitto() if kind != "amqtt" else None
         if kind == "mosquitto" and mosquitto is None:
-            raise ConfigError(
-                "no mosquitto: apt install mosquitto, or use --broker amqtt"
-            )
+            raise ConfigError("no mosquitto: apt install mosquitto, or use --broker amqtt")
         if mosquitto is None and find_spec("amqtt") is None:
             raise ConfigError("no broker: apt install mosquitto, or pip install 'edgeagent[demo]'")
         self.port = free_port()

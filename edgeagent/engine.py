@@ -178,13 +178,13 @@ def _load(args: argparse.Namespace) -> LoadedModel:
 
 
 def _ready(model: LoadedModel, threads: int, started_s: float) -> dict[str, Any]:
-    manifest = model.manifest
+    release = model.release
     return {
         "event": "ready",
         "model": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "root": manifest.root,
+            "name": release.name,
+            "version": release.version,
+            "root": release.root,
             "path": str(model.path),
         },
         "kernel": model.core.kernel,

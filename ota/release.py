@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ota.errors import ReleaseFormatError
@@ -19,6 +19,8 @@ RELEASE_FILE = "release.json"
 MAX_RELEASE_BYTES = 1 << 20  # 4096 files of about 130 bytes each, twice over
 MAX_FILES = 4096  # a model has one file a layer; the deepest known has 126 layers
 MAX_FILE_BYTES = 1 << 40  # keeps all sums below 2**53, exact in every JSON reader
+MAX_HEALTH_PROMPTS = 64  # a trial engine runs them all before anyone waits for an answer
+MAX_PROMPT_TOKENS = 512  # the context of the smallest model
 SLOT_NAME_CHARS = 16  # 64 bits of the root: two releases of one fleet never share them by accident
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -36,6 +38,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """Fixed prompts (token ids) and the SHA-256 of the exact logits that each must give."""
+
+    prompts: tuple[tuple[int, ...], ...] = ()
+    logits_sha256: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A parsed and checked ``release.json``; ``text`` is the file, byte for byte."""
 
@@ -45,6 +55,7 @@ class Release:
     root: str
     files: Mapping[str, FileEntry]
     text: bytes
+    health: Health = field(default_factory=Health)
 
     @property
     def n_bytes(self) -> int:
@@ -110,7 +121,52 @@ def parse_release(text: bytes) -> Release:
     root = root_of(files)
     if fields.get("root") != root:
         raise _wrong(f"root {root}, the hash of its files", fields.get("root"))
-    return Release(str(name), str(version), counter, root, files, text)
+    health = _parse_health(fields.get("health", {}))
+    return Release(str(name), str(version), counter, root, files, text, health)
+
+
+def make_release(
+    name: str, version: str, counter: int, files: Mapping[str, FileEntry], health: Health
+) -> Release:
+    """Return the release of ``files``; its text is canonical.
+
+    Raises:
+        ReleaseFormatError: a value that ``parse_release`` would refuse.
+    """
+    fields = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "counter": counter,
+        "files": {
+            path: {"bytes": files[path].n_bytes, "sha256": files[path].sha256}
+            for path in sorted(files)
+        },
+        "root": root_of(files),
+        "health": {
+            "prompts": [list(prompt) for prompt in health.prompts],
+            "logits_sha256": list(health.logits_sha256),
+        },
+    }
+    return parse_release(json.dumps(fields, indent=1).encode() + b"\n")
+
+
+def _parse_health(table: Any) -> Health:
+    if not isinstance(table, dict):
+        raise _wrong("an object as health", table)
+    prompts, hashes = table.get("prompts", []), table.get("logits_sha256", [])
+    if not isinstance(prompts, list) or not isinstance(hashes, list):
+        raise _wrong("lists in health", table)
+    if len(prompts) != len(hashes) or len(prompts) > MAX_HEALTH_PROMPTS:
+        raise _wrong(f"at most {MAX_HEALTH_PROMPTS} prompts and a hash for each", len(hashes))
+    if not all(is_sha256(sha256) for sha256 in hashes):
+        raise _wrong("SHA-256s of logits", hashes)
+    for prompt in prompts:
+        if not isinstance(prompt, list) or not 0 < len(prompt) <= MAX_PROMPT_TOKENS:
+            raise _wrong(f"prompts of 1 to {MAX_PROMPT_TOKENS} tokens", prompt)
+        if not all(type(token) is int and _is_count(token, 2**31) for token in prompt):
+            raise _wrong("token ids", prompt)
+    return Health(tuple(map(tuple, prompts)), tuple(hashes))
 
 
 def _parse_files(table: Any) -> dict[str, FileEntry]:

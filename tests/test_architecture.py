@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "edgeagent.paths": set(),
     "edgeagent.protocol": {"edgeagent.errors"},
     "edgeagent.power": {"edgeagent.errors"},
-    "edgeagent.model": {"edgeagent.errors", "edgeagent._core", "ota.manifest", "ota.release"},
+    "edgeagent.model": {"edgeagent.errors", "edgeagent._core", "ota.errors", "ota.release"},
     "edgeagent.adapters": {"edgeagent.errors", "edgeagent.protocol", "edgeagent.power"},
     "edgeagent.config": {"edgeagent.errors", "edgeagent.paths", "edgeagent.protocol"},
     "edgeagent.client": {"edgeagent.errors", "edgeagent.protocol", "edgeagent.adapters"},

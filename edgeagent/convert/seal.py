@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeagent.model.generation import LoadedModel
-from ota.manifest import MANIFEST_NAME, FileEntry, Health, Manifest
+from ota.release import RELEASE_FILE, FileEntry, Health, Release, make_release
 
 #: Texts whose exact logits make the health suite; short, so that a trial costs milliseconds.
 HEALTH_TEXTS = (
@@ -18,10 +18,10 @@ HEALTH_TEXTS = (
 
 
 def hash_files(path: Path) -> dict[str, FileEntry]:
-    """Size and SHA-256 of every file of a model directory but the manifest."""
+    """Size and SHA-256 of every file of a model directory but `release.json`."""
     files = {}
     for file in sorted(path.iterdir()):
-        if file.name != MANIFEST_NAME:
+        if file.name != RELEASE_FILE:
             data = file.read_bytes()
             files[file.name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
     return files
@@ -29,19 +29,19 @@ def hash_files(path: Path) -> dict[str, FileEntry]:
 
 def seal(
     path: Path, *, name: str, version: str, counter: int, texts: Sequence[str] = HEALTH_TEXTS
-) -> Manifest:
+) -> Release:
     """Write `release.json` into `path`, then load the model and add the logits of `texts`.
 
     Raises:
         ModelError: the directory does not load.
     """
     files = hash_files(path)
-    manifest = Manifest(name, version, counter, files)
-    (path / MANIFEST_NAME).write_bytes(manifest.encode())
+    release = make_release(name, version, counter, files, Health())
+    (path / RELEASE_FILE).write_bytes(release.text)
     model = LoadedModel(path)
     limit = model.session.context - 1
     prompts = tuple(tuple(model.tokenizer.encode_prompt(text)[:limit]) for text in texts)
     health = Health(prompts, tuple(model.logits_sha256(prompt) for prompt in prompts))
-    manifest = Manifest(name, version, counter, files, health)
-    (path / MANIFEST_NAME).write_bytes(manifest.encode())
-    return manifest
+    release = make_release(name, version, counter, files, health)
+    (path / RELEASE_FILE).write_bytes(release.text)
+    return release

@@ -1,4 +1,4 @@
-"""A model directory on disk: verified against its manifest, mapped, never copied."""
+"""A model directory on disk: verified against its release, mapped, never copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from edgeagent.errors import ModelError
 from edgeagent.model.safetensors import SafetensorsFile
-from ota.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ManifestError, parse_manifest
+from ota.errors import ReleaseFormatError
+from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, Release, parse_release
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -47,31 +48,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_release(path: Path) -> Release:
     """Read `release.json` of the model directory `path` without looking at its files.
 
     Raises:
-        ModelError: no manifest, or an unsound one.
+        ModelError: no release, or an unsound one.
     """
     try:
-        with (path / MANIFEST_NAME).open("rb") as file:
-            return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+        with (path / RELEASE_FILE).open("rb") as file:
+            return parse_release(file.read(MAX_RELEASE_BYTES + 1))
     except OSError as err:
         raise ModelError(
-            f"{path}: expected a model directory with {MANIFEST_NAME}: {err.strerror}"
+            f"{path}: expected a model directory with {RELEASE_FILE}: {err.strerror}"
         ) from err
-    except ManifestError as err:
+    except ReleaseFormatError as err:
         raise ModelError(f"{path}: {err}") from err
 
 
-def verify(path: Path) -> Manifest:
-    """Check size and SHA-256 of every file that the manifest of `path` names.
+def verify(path: Path) -> Release:
+    """Check size and SHA-256 of every file that the release of `path` names.
 
     Raises:
         ModelError: a file is missing, cut short, longer, or has other bytes.
     """
-    manifest = read_manifest(path)
-    for name, entry in manifest.files.items():
+    release = read_release(path)
+    for name, entry in release.files.items():
         try:
             with (path / name).open("rb") as file:
                 size = file.seek(0, 2)
@@ -79,34 +80,34 @@ def verify(path: Path) -> Manifest:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as err:
             raise ModelError(f"{path}: {name}: cannot be read: {err.strerror}") from err
-        if size != entry.size_bytes:
-            raise ModelError(f"{path}: {name}: expected {entry.size_bytes} bytes, got {size}")
+        if size != entry.n_bytes:
+            raise ModelError(f"{path}: {name}: expected {entry.n_bytes} bytes, got {size}")
         if sha256 != entry.sha256:
             raise ModelError(
                 f"{path}: {name}: expected sha256 {entry.sha256[:16]}…, got {sha256[:16]}…: "
                 "the file is damaged, install the model again"
             )
-    return manifest
+    return release
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A verified model directory: its manifest, its config and views of its mapped tensors."""
+    """A verified model directory: its release, its config and views of its mapped tensors."""
 
     path: Path
-    manifest: Manifest
+    release: Release
     config: Mapping[str, Any]
     tensors: Tensors
 
 
-def _shards(path: Path, manifest: Manifest) -> dict[str, list[str]]:
+def _shards(path: Path, release: Release) -> dict[str, list[str]]:
     weight_map = read_json(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX_NAME}: expected a weight_map of tensor names to shards")
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
-        if shard not in manifest.files:
-            raise ModelError(f"{INDEX_NAME}: {tensor}: shard {shard!r} is not in {MANIFEST_NAME}")
+        if shard not in release.files:
+            raise ModelError(f"{INDEX_NAME}: {tensor}: shard {shard!r} is not in {RELEASE_FILE}")
         shards.setdefault(shard, []).append(tensor)
     return shards
 
@@ -131,15 +132,15 @@ def open_model(path: Path) -> ModelFiles:
     Raises:
         ModelError: anything wrong with any file; nothing stays open.
     """
-    manifest = verify(path)
+    release = verify(path)
     config = read_json(path / CONFIG_NAME)
     _check_layout(config)
     tensors: Tensors = {}
-    for shard, names in _shards(path, manifest).items():
+    for shard, names in _shards(path, release).items():
         file = SafetensorsFile(path / shard)
         if set(names) != set(file.infos):
             odd = sorted(set(names) ^ set(file.infos))[0]
             raise ModelError(f"{shard}: {odd}: {INDEX_NAME} and the shard's header disagree")
         for name in names:
             tensors[name] = file.tensor(name)
-    return ModelFiles(path, manifest, config, tensors)
+    return ModelFiles(path, release, config, tensors)

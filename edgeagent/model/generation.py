@@ -18,7 +18,7 @@ from edgeagent.errors import ContextFull, ModelError
 from edgeagent.model.files import open_model
 from edgeagent.model.stop import StopMatcher
 from edgeagent.model.tokenizer import Tokenizer
-from ota.manifest import Health, Manifest
+from ota.release import Health, Release
 
 #: Tokens of a prompt between two looks at the caller: below a second even on a 2B model.
 PREFILL_BLOCK_TOKENS = 32
@@ -103,7 +103,7 @@ class LoadedModel:
         """
         files = open_model(path)
         self.path = path
-        self.manifest: Manifest = files.manifest
+        self.release: Release = files.release
         self.tokenizer = Tokenizer(path)
         _core.Kernels(kernel)  # a wrong name is the operator's error, not the model's
         try:
@@ -219,7 +219,7 @@ class LoadedModel:
         The arithmetic is the same on every CPU, so a hash differs only if the weights, the code or
         the machine is broken.
         """
-        health = self.manifest.health if health is None else health
+        health = self.release.health if health is None else health
         checks = []
         for i, (prompt, want) in enumerate(
             zip(health.prompts, health.logits_sha256, strict=True), 1

@@ -16,18 +16,19 @@ def model(tmp_path):
 
 
 def reseal(path):
-    """Make the manifest agree with what lies there, as an attacker with the files could."""
+    """Make release.json agree with what lies there, as an attacker with the files could."""
     from edgeagent.convert.seal import hash_files
-    from edgeagent.model.files import read_manifest
+    from edgeagent.model.files import read_release
+    from ota.release import make_release
 
-    old = read_manifest(path)
-    new = type(old)(old.name, old.version, old.counter, hash_files(path), old.health)
-    (path / "release.json").write_bytes(new.encode())
+    old = read_release(path)
+    new = make_release(old.name, old.version, old.counter, hash_files(path), old.health)
+    (path / "release.json").write_bytes(new.text)
 
 
 def test_a_sound_directory_opens(model):
     files = open_model(model)
-    assert files.manifest.name == "tiny"
+    assert files.release.name == "tiny"
     assert files.tensors["model.norm.weight"][:2] == ("F32", (64,))
 
 
@@ -48,7 +49,7 @@ def test_a_file_cut_short_says_both_sizes(model):
         verify(model)
 
 
-def test_a_missing_file_and_a_missing_manifest_are_named(model):
+def test_a_missing_file_and_a_missing_release_are_named(model):
     (model / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="tokenizer.json: cannot be read"):
         verify(model)

@@ -99,6 +99,6 @@ def test_a_stop_string_ends_the_answer_before_it(model):
 
 
 def test_health_notices_a_changed_weight(path, model):
-    prompts = model.manifest.health.prompts
-    broken = type(model.manifest.health)(prompts, ("00" * 32,) * len(prompts))
+    prompts = model.release.health.prompts
+    broken = type(model.release.health)(prompts, ("00" * 32,) * len(prompts))
     assert [c["ok"] for c in model.check_health(broken)] == [False] * 3

@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ota.manifest import FileEntry, Health, Manifest, ManifestError, parse_manifest
+from ota.errors import ReleaseFormatError
+from ota.release import FileEntry, Health, make_release, parse_release
 
 FILES = {"b.json": FileEntry(2, "ab" * 32), "a.bin": FileEntry(1, "cd" * 32)}
-GOOD = Manifest("edge-tiny", "1.0.0", 1, FILES, Health(((0, 5),), ("ef" * 32,)))
+GOOD = make_release("edge-tiny", "1.0.0", 1, FILES, Health(((0, 5),), ("ef" * 32,)))
 
 
 def test_it_survives_its_own_text():
-    assert parse_manifest(GOOD.encode()) == GOOD
+    assert parse_release(GOOD.text) == GOOD
 
 
 def test_the_root_is_the_hash_that_the_document_defines():
@@ -21,17 +22,17 @@ def test_the_root_is_the_hash_that_the_document_defines():
 
 
 def changed(**fields):
-    return json.dumps(json.loads(GOOD.encode()) | fields).encode()
+    return json.dumps(json.loads(GOOD.text) | fields).encode()
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"nope", "not JSON"),
-        (b"[" * 99999, "not JSON"),
+        (b"nope", "JSON"),
+        (b"[" * 99999, "JSON"),
         (b"[]", "an object"),
         (b" " * (1 << 21), "at most"),
-        (changed(format=2), "format 1"),
+        (changed(format=2), "format.: 1"),
         (changed(name="../x"), "a name"),
         (changed(version=""), "a version"),
         (changed(counter=-1), "a counter"),
@@ -40,16 +41,16 @@ def changed(**fields):
         (changed(files={"../etc/passwd": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
         (changed(files={"a/b": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
         (changed(files={"release.json": {"bytes": 1, "sha256": "ab" * 32}}), "plain file name"),
-        (changed(files={"a": {"bytes": -1, "sha256": "ab" * 32}}), "a size"),
+        (changed(files={"a": {"bytes": -1, "sha256": "ab" * 32}}), "the length"),
         (changed(files={"a": {"bytes": 1, "sha256": "zz"}}), "sha256"),
         (changed(root="00" * 32), "root"),
-        (changed(health={"prompts": [[1]], "logits_sha256": []}), "one hash"),
+        (changed(health={"prompts": [[1]], "logits_sha256": []}), "a hash for each"),
         (changed(health={"prompts": [["x"]], "logits_sha256": ["ab" * 32]}), "token ids"),
     ],
 )
 def test_anything_else_is_refused_by_field(text, says):
-    with pytest.raises(ManifestError, match=says) as err:
-        parse_manifest(text)
+    with pytest.raises(ReleaseFormatError, match=says) as err:
+        parse_release(text)
     assert "\n" not in str(err.value)
 
 
@@ -67,6 +68,6 @@ def test_anything_else_is_refused_by_field(text, says):
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_no_bytes_get_anything_but_a_manifest_error(text):
-    with pytest.raises(ManifestError):
-        parse_manifest(text)
+def test_no_bytes_get_anything_but_a_format_error(text):
+    with pytest.raises(ReleaseFormatError):
+        parse_release(text)

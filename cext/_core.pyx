@@ -46,7 +46,9 @@ cdef const tern_kernels *select_kernels(variant) except NULL:
     """Return the table of ``variant``, else of $EDGEAGENT_KERNEL, else the best one."""
     forced = variant or os.environ.get("EDGEAGENT_KERNEL") or None
     encoded = None if forced is None else forced.encode()
-    cdef const char *name = NULL if encoded is None else <const char *>encoded
+    cdef const char *name = NULL
+    if encoded is not None:
+        name = encoded
     cdef const tern_kernels *table = tern_select(tern_cpu_features(), name)
     if table == NULL:
         raise ValueError(
@@ -216,7 +218,7 @@ _ELEMENT_BYTES = {"U8": 1, "F16": 2, "F32": 4}
 
 _DIMENSION_MAX = 1 << 20  # of hidden_size and intermediate_size; keeps every product below 2^63
 
-_ARCHITECTURES = ("BitNetForCausalLM", "BitnetForCausalLM", "LlamaForCausalLM")
+_ARCHITECTURES = ["BitNetForCausalLM", "BitnetForCausalLM", "LlamaForCausalLM"]
 
 _ACTIVATIONS = {"relu2": TERN_RELU2, "silu": TERN_SILU}
 
@@ -241,7 +243,7 @@ def _number(config, key, low, high):
 
 def _choice(config, key, allowed):
     value = config.get(key)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"config {key}: expected one of {', '.join(allowed)}, got {value!r}")
     return value
 
@@ -348,7 +350,9 @@ cdef class Model:
     cdef read_config(self, config):
         cdef tern_config *c = &self.model.config
         architectures = config.get("architectures")
-        if not architectures or architectures[0] not in _ARCHITECTURES:
+        if not isinstance(architectures, list) or architectures[:1] not in (
+            [name] for name in _ARCHITECTURES
+        ):
             raise ValueError(f"config architectures: expected one of {', '.join(_ARCHITECTURES)}, "
                              f"got {architectures!r}")
         if config.get("rope_scaling") is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from typing import Any
@@ -70,3 +71,8 @@ class Link:
     def close(self) -> None:
         """Close our end; the peer sees end of file."""
         self._writer.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until our end is closed."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()

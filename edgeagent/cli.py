@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgeagent import __version__
 from edgeagent.errors import EX_SOFTWARE, EX_USAGE, EdgeAgentError
+from ota.errors import UpdateError
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         return EX_USAGE if err.code == 2 else int(err.code or 0)
     try:
         return int(args.handler(args))
-    except EdgeAgentError as err:
+    except (EdgeAgentError, UpdateError) as err:
         print(f"edgeagent: {err}", file=sys.stderr)
         return err.exit_code
     except KeyboardInterrupt:

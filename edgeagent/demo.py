@@ -70,10 +70,12 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
 
 def rebuild_previous(directory: Path) -> Path:
     """Make the release before the bundled one out of the bundled one and the delta back to it."""
-    from ota.device.slots import apply_file
+    from ota.device.staging import unpack
+    from ota.storage import Disk
 
     target = directory / "previous"
-    apply_file(previous_release_delta(), bundled_model(), target)
+    target.mkdir()
+    unpack(Disk(), previous_release_delta(), bundled_model(), target)
     return target
 
 
@@ -149,10 +151,10 @@ class Demo:
     def wait_for(self, client: Client, topic: str, key: str, value: Any, timeout_s: float) -> float:
         """Wait until the retained JSON on `topic` has `key` == `value`; return the seconds."""
         started_s = time.monotonic()
-        while (waited_s := time.monotonic() - started_s) < timeout_s:
+        while time.monotonic() - started_s < timeout_s:
             found = client.retained(topic, wait_s=1.0).get(topic, {})
             if found.get(key) == value:
-                return waited_s
+                return time.monotonic() - started_s
             time.sleep(0.1)
         raise AdapterError(f"{topic}: expected {key} = {value} within {timeout_s:g} s")
 
@@ -214,14 +216,14 @@ class Demo:
         self.report["update"] = {
             "from": old.version,
             "to": new.version,
-            "delta_bytes": delta["delta_bytes"],
+            "delta_bytes": delta["bytes"],
             "full_bytes": new.n_bytes,
             "seconds": round(seconds, 2),
             "dropped_queries": traffic.dropped,
         }
         _say(
             f"\nupdate: {new.name} {old.version} -> {new.version} in {seconds:.1f} s\n"
-            f"  delta {delta['delta_bytes']:,} bytes, full model {new.n_bytes:,} bytes\n"
+            f"  delta {delta['bytes']:,} bytes, full model {new.n_bytes:,} bytes\n"
             f"  {len(traffic.sent)} questions meanwhile, {traffic.dropped} dropped; "
             f"answered by {', '.join(f'{v}: {n}' for v, n in sorted(by_version.items()))}"
         )

@@ -8,12 +8,46 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ota.container import Container
-from ota.device.model_dir import Directory, read_release, verify_directory
 from ota.device.store import Store
 from ota.errors import PayloadError, PayloadMismatch
 from ota.release import RELEASE_FILE, Release
-from ota.storage import Storage
+from ota.storage import Directory, Storage, read_release, verify_directory
 from ota.trust import Payload
+
+
+def unpack(
+    storage: Storage,
+    path: Path,
+    base_dir: Path,
+    target: Path,
+    *,
+    accept: Callable[[Release], None] = lambda release: None,
+    watch: Callable[[Iterable[bytes]], Iterable[bytes]] = iter,
+) -> None:
+    """Fill the empty directory ``target`` from the container at ``path`` and its base.
+
+    Args:
+        storage: the disk
+        path: the container
+        base_dir: the model directory that the container starts from
+        target: where the result goes
+        accept: sees the result's release before anything is written; may raise
+        watch: wraps the pieces of every file as they are written
+
+    Raises:
+        PayloadError: the container is broken, or is for another base.
+        StorageError: the result cannot be written.
+    """
+    with ExitStack() as stack:
+        blob = stack.enter_context(storage.open(path))
+        old = stack.enter_context(Directory(base_dir))
+        container = Container(blob, read_release(base_dir))
+        accept(container.release)
+        for name, old_name in container.kept.items():
+            storage.link_or_copy(base_dir / old_name, target / name)
+        for name, pieces in container.make(old):
+            storage.write(target / name, watch(pieces))
+        storage.write(target / RELEASE_FILE, [container.release.text])
 
 
 class Stager:
@@ -33,7 +67,7 @@ class Stager:
         self._on_piece = on_piece
 
     def stage(self, payload: Payload, path: Path, release_sha256: str) -> Path:
-        """Make the slot of ``payload`` from the container at ``path``; a good slot is left as it is.
+        """Make the slot of ``payload`` from the container at ``path``; leave a good one as it is.
 
         Args:
             payload: what is signed about the container
@@ -59,17 +93,14 @@ class Stager:
         return slot
 
     def _fill(self, target: Path, payload: Payload, path: Path, release_sha256: str) -> None:
-        base_dir = self._store.active()
-        with ExitStack() as stack:
-            blob = stack.enter_context(self._storage.open(path))
-            old = stack.enter_context(Directory(base_dir))
-            container = Container(blob, read_release(base_dir))
-            _check_release(container.release, payload, release_sha256)
-            for name, old_name in container.kept.items():
-                self._storage.link_or_copy(base_dir / old_name, target / name)
-            for name, pieces in container.make(old):
-                self._storage.write(target / name, self._watched(pieces))
-            self._storage.write(target / RELEASE_FILE, [container.release.text])
+        unpack(
+            self._storage,
+            path,
+            self._store.active(),
+            target,
+            accept=lambda release: _check_release(release, payload, release_sha256),
+            watch=self._watched,
+        )
 
     def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -1,12 +1,13 @@
 """Flips of packed trits: how a changed plane is written down, and how it is applied.  Pure.
 
-A **flip** is a trit that differs between the old and the new plane.  Trits are counted in packed byte
-order, four codes a byte, lowest bits first, so nothing here knows shapes.  A plane with ``n`` flips is
+A **flip** is a trit that differs between the old and the new plane.  Trits are counted in packed
+byte order, four codes a byte, lowest bits first, so nothing here knows shapes.  A plane with ``n``
+flips is
 
-* the gaps between flips (unchanged trits skipped), split into bytes.  The highest digit may exceed a
-  byte, so it is written in base 255 with 255 as "add 255 and go on"; the digits below it are plain
-  bytes.  For independent flips gaps are geometric, their digits are then independent of each other,
-  and one entropy code per digit loses nothing;
+* the gaps between flips (unchanged trits skipped), split into bytes.  The highest digit may exceed
+  a byte, so it is written in base 255 with 255 as "add 255 and go on"; the digits below it are
+  plain bytes.  Gaps between independent flips are geometric, so their digits are independent of
+  each other, and one entropy code a digit loses nothing;
 * one bit a flip, conditional on the old trit: from 0 the sign (1 is +1), from +-1 whether the trit
   goes to the opposite sign (1) or, as nearly always, to 0.
 
@@ -62,8 +63,8 @@ def bits_of(chunks: Iterable[bytes]) -> Iterator[int]:
 def low_bytes_for(n_flips: int, n_trits: int) -> int:
     """Choose how many low bytes a gap gets.
 
-    Measured over means of 20 to 2000: up to ``MAX_MEAN_DIGIT`` escapes cost less than a second digit,
-    and both stay within 1.3 % of the bound.
+    Measured over means of 20 to 2000: up to ``MAX_MEAN_DIGIT`` escapes cost less than a second
+    digit, and both stay within 1.4 % of the bound.
     """
     mean_gap = n_trits // max(n_flips, 1)
     low_bytes = 0
@@ -92,7 +93,8 @@ class FlipReader:
             low_bytes: how many low bytes a gap has, at most ``MAX_LOW_BYTES``
 
         Raises:
-            DeltaFormatError: a flip lies outside the plane, hits an illegal code, or a stream ended.
+            DeltaFormatError: a flip lies outside the plane or hits an illegal code, or a stream
+                ended early.
         """
         positions = self._positions(n_flips, low_bytes, n_bytes * TRITS_PER_BYTE)
         flip = next(positions, NEVER)

@@ -1,7 +1,7 @@
 """Writing ``.etd`` containers: the operator's half of the codec.  Pure; needs numpy.
 
-The format is defined in ``ota.container``, the columns in ``ota.delta``.  One plane, or one block, is
-in memory at a time; packed columns go to scratch files that the caller opens.
+The format is defined in ``ota.container``, the columns in ``ota.delta``.  One plane, or one block,
+is in memory at a time; packed columns go to scratch files that the caller opens.
 """
 
 from __future__ import annotations
@@ -13,20 +13,9 @@ from typing import IO
 import numpy as np
 import zstandard
 
-from ota.container import (
-    BLOCK_BYTES,
-    HEADER,
-    MAGIC,
-    NO_BASE,
-    WINDOW_BYTES,
-    ColumnSize,
-    Files,
-    Region,
-    RegionKind,
-    changed_files,
-    pack_plan,
-)
+from ota.container import HEADER, MAGIC, NO_BASE, WINDOW_BYTES, Files
 from ota.delta import ESCAPE, FLIP_COLUMNS, LOW_COLUMNS, Column, low_bytes_for
+from ota.plan import BLOCK_BYTES, ColumnSize, Plan, Region, RegionKind, changed_files, pack_plan
 from ota.planes import LENGTH_BYTES, Span, header_length, parse_header
 from ota.release import Release
 
@@ -149,7 +138,7 @@ class Encoder:
             Column.BYTES: self._blocks,
         }
         sizes = {column: writers[column].end() for column in Column}
-        plan = pack_plan(self._release, sizes, regions)
+        plan = pack_plan(Plan(self._release, sizes, regions))
         packed = pack_frame(plan, base.text if base else b"")
         base_root = bytes.fromhex(base.root) if base else NO_BASE
         root = bytes.fromhex(self._release.root)

@@ -1,7 +1,7 @@
 """What can go wrong with an update, sorted by what follows from it.
 
-Every error is one line (what was expected, what came, what to do), has a ``code`` that never changes
-its meaning (it is reported by the worker and printed by ``edgeota --json``) and an ``exit_code`` from
+Every error is one line (what was expected, what came, what to do), has a ``code`` that never
+changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an ``exit_code`` from
 ``sysexits.h`` for the command line::
 
     UpdateError

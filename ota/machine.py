@@ -9,10 +9,10 @@ Rule 3: the state is written to disk *before* its action is carried out, and eve
     IDLE --STARTED--> CHECKING --RELEASE_ACCEPTED--> FETCHING --PAYLOAD_VERIFIED--> STAGING
     STAGING --SLOT_VERIFIED--> TRIAL --TRIAL_PASSED | TRIAL_FAILED--> IDLE
 
-A state is what a restarted device must know, no more: *notified*, *verified* and *staged* are moments
-between two states and are told by events, *committed*, *rolled back*, *failed* and *cancelled* are
-ends, told by the last report; after each the device is idle, and the store (``ota.device.store``) says
-which model counts.
+A state is what a restarted device must know, no more: *notified*, *verified* and *staged* are
+moments between two states and are told by events; *committed*, *rolled back*, *failed* and
+*cancelled* are ends, told by the last report.  After each the device is idle, and the store
+(``ota.device.store``) says which model counts.
 """
 
 from __future__ import annotations

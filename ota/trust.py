@@ -1,8 +1,8 @@
 """Which release may be installed, and through which payload.  Pure.
 
-TUF says that metadata is genuine and fresh; this says whether a genuine release is for *this* device
-*now*.  The custom fields that it reads are signed with the targets key, and are checked like any
-other bytes from outside.
+TUF says that metadata is genuine and fresh; this says whether a genuine release is for *this*
+device *now*.  The custom fields that it reads are signed with the targets key, and are checked like
+any other bytes from outside.
 
 Names of targets, one place for both ends::
 

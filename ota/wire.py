@@ -1,4 +1,6 @@
-"""What is said between a device and a repository over MQTT.  Pure; see ``docs/protocol.md`` section 5.
+"""What is said between a device and a repository over MQTT.  Pure.
+
+``docs/protocol.md`` section 5 defines it.
 
 A device pulls: it asks for a stretch of an object and gets it in one message.  Nothing but the
 notice is retained.  Requests and responses have the same payload on MQTT 5 and 3.1.1, so nothing
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,20 +178,16 @@ def encode_notice(timestamp_version: int, models: Mapping[str, str]) -> bytes:
     It is a hint to look, never believed; models that do not fit are left out.
     """
     named: dict[str, str] = {}
-    payload = b""
-    for entry in _prefixes(models, named):
-        candidate = _dump({"format": 1, "timestamp": timestamp_version, "models": entry})
-        if len(candidate) > MAX_NOTICE_BYTES:
-            break
-        payload = candidate
-    return payload
-
-
-def _prefixes(models: Mapping[str, str], named: dict[str, str]) -> Iterator[dict[str, str]]:
-    yield named
     for name in sorted(models):
-        named[name] = models[name]
-        yield named
+        longer = {**named, name: models[name]}
+        if len(_notice(timestamp_version, longer)) > MAX_NOTICE_BYTES:
+            break
+        named = longer
+    return _notice(timestamp_version, named)
+
+
+def _notice(timestamp_version: int, models: Mapping[str, str]) -> bytes:
+    return _dump({"format": 1, "timestamp": timestamp_version, "models": models})
 
 
 def _dump(fields: Mapping[str, Any]) -> bytes:

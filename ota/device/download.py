@@ -1,9 +1,9 @@
 """A payload, chunk by chunk, resumable.
 
-Each chunk's SHA-256 is in a list whose own hash is signed; a chunk is compared with it *before* it is
-written.  The same list makes resuming simple: the bytes on the disk are their own bitmap.  What is
-there is hashed again, and whatever does not match (never written, torn by a power cut, rotten) is
-pulled.  Nothing else has to be kept, so nothing can disagree.
+Each chunk's SHA-256 is in a list whose own hash is signed; a chunk is compared with it *before* it
+is written.  The same list makes resuming simple: the bytes on the disk are their own bitmap.  What
+is there is hashed again, and whatever does not match (never written, torn by a power cut, rotten)
+is pulled.  Nothing else has to be kept, so nothing can disagree.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A repository behind a broker: pulls stretches of objects by request and response.
 
-A window of requests is on its way at any time.  A request that stays without an answer is sent again,
-later each time; the same answer twice, or late, is harmless.  The budget is silence: when nothing at
-all has come for ``PATIENCE_S`` the pull ends with a ``TransportError``, and the caller decides when to
-come back.  Reconnecting in between is the link's business and looks like silence from here.
+A window of requests is on its way at any time.  A request that stays without an answer is sent
+again, later each time; the same answer twice, or late, is harmless.  The budget is silence: when
+nothing at all has come for ``PATIENCE_S`` the pull ends with a ``TransportError``, and the caller
+decides when to come back.  Reconnecting is the link's business and looks like silence from here.
 """
 
 from __future__ import annotations

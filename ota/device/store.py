@@ -3,12 +3,11 @@
 ::
 
     <state_dir>/models/
-      slots/<first 16 hex digits of the root>/   a whole model directory, never changed once it is there
+      slots/<first 16 hex digits of the root>/   a whole model directory, never changed
       store.json                                 active, previous, quarantine, highest counter
 
-``store.json`` is replaced as a whole, so a commit and a revert are one rename each.  The agent reads it
-at start; while a worker runs, the worker and the agent may both write, one after the other under a
-lock.  Importing this module loads neither tuf nor zstandard nor paho.
+``store.json`` is replaced as a whole, so a commit and a revert are one rename each.  The agent
+reads it at start; while a worker runs, both may write, one after the other under a lock.  Importing this module loads neither tuf nor zstandard nor paho.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ota.device.model_dir import read_release
 from ota.errors import StorageError
 from ota.release import (
     RELEASE_FILE,
@@ -29,7 +27,7 @@ from ota.release import (
     is_sha256,
     short_root,
 )
-from ota.storage import Disk, Storage, typed_errors
+from ota.storage import Disk, Storage, read_release, typed_errors
 
 MAX_QUARANTINE = 64  # oldest dropped first; the counter still refuses what was once committed
 MAX_STORE_BYTES = 1 << 20

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from ota.device.download import Download
 from ota.device.journal import load_journal, save_journal
-from ota.device.model_dir import read_release
 from ota.device.source import Source
 from ota.device.staging import Stager
 from ota.device.store import Store
@@ -30,7 +29,7 @@ from ota.errors import (
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
-from ota.storage import RESERVE_BYTES, Storage
+from ota.storage import RESERVE_BYTES, Storage, read_release
 from ota.trust import (
     MAX_PAYLOAD_BYTES,
     Device,

@@ -1,9 +1,9 @@
 """The updater process: ``python -m ota.device.worker --fd N`` (``docs/protocol.md`` section 4).
 
-A short-lived child of the agent, so that metadata and containers from outside are never parsed in the
-agent and their memory is given back.  It speaks JSON lines on the inherited socket and may be killed
-at any moment; the next one goes on.  It leaves when the socket closes, and the kernel ends it when the
-agent dies.
+A short-lived child of the agent, so that metadata and containers from outside are never parsed in
+the agent and their memory is given back.  It speaks JSON lines on the inherited socket and may be
+killed at any moment; the next one goes on.  It leaves when the socket closes, and the kernel ends
+it when the agent dies.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The operator's side: repository, publisher, chunk server, command line.  Not imported on a device."""
+"""The operator's side: repository, responder, command line.  Not imported on a device."""

@@ -8,10 +8,10 @@
       metadata/                  1.root.json  N.targets.json  N.snapshot.json  timestamp.json
       targets/models/...         payloads; names are in ota.trust
 
-``release`` and ``delta`` write the *next* ``targets.json``; nobody sees it until ``publish`` signs a
-snapshot and a timestamp that name it.  Payload files are written once and never changed, so a device
-in the middle of a download is not disturbed.  A full image is kept for every release, so an old
-version can always be made again and nothing else has to be archived.
+``release`` and ``delta`` write the *next* ``targets.json``; nobody sees it until ``publish`` signs
+a snapshot and a timestamp that name it.  Payload files are written once and never changed, so a
+device in the middle of a download is not disturbed.  A full image is kept for every release, so an
+old version can always be made again and nothing else has to be archived.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata
 
 from ota.container import Container
-from ota.device.model_dir import Directory, verify_directory
 from ota.encoder import Encoder
 from ota.errors import ConfigError
 from ota.fleet.keys import ROLES, create_keys, load_key
 from ota.release import RELEASE_FILE, Release, is_version, short_root
-from ota.storage import Disk, OpenFile, typed_errors
+from ota.storage import Directory, Disk, OpenFile, typed_errors, verify_directory
 from ota.trust import (
     channel_target,
     chunks_object,

@@ -1,8 +1,8 @@
 """The repository's end of the wire: answers pulls.  Keeps no state about devices.
 
-Only objects that ``ota.wire.is_object`` allows are served, answers go only below the repository's own
-reply prefix, and what waits in memory is bounded: above it requests are dropped, and devices ask
-again.
+Only objects that ``ota.wire.is_object`` allows are served, answers go only below the repository's
+own reply prefix, and what waits in memory is bounded: above it requests are dropped, and devices
+ask again.
 """
 
 from __future__ import annotations

@@ -41,3 +41,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if out and lines:
         with Path(out).open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> str:
+    """Return the Mosquitto binary, or skip and get it reported."""
+    path = find_tool("mosquitto")
+    if path is None:
+        pytest.skip("mosquitto is not installed")
+    return path

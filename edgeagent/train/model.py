@@ -14,6 +14,7 @@ projection is one matrix product. Only attention looks at rows; ``Rows`` says wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ SCALE_FLOOR = 1e-5
 
 
 class Rows(NamedTuple):
-    """A group of ``count`` rows of ``length`` tokens, the first at flat index ``start``."""
+    """``n_rows`` rows of ``length`` tokens, the first at flat index ``start``."""
 
     start: int
-    count: int
+    n_rows: int
     length: int
 
 
@@ -111,9 +112,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Rows]) ->
     mixed = []
     end = 0
     for group in groups:
-        end = group.start + group.count * group.length
+        end = group.start + group.n_rows * group.length
         heads = [
-            part[group.start : end].reshape(group.count, group.length, -1, head_dim).transpose(1, 2)
+            part[group.start : end].unflatten(0, (group.n_rows, group.length)).transpose(1, 2)
             for part in (query, key, value)
         ]
         heads[1:] = [part.repeat_interleave(repeat, dim=1) for part in heads[1:]]
@@ -200,6 +201,16 @@ class BitNet(nn.Module):
         """The embedding and every norm gain."""
         return (p for name, p in self.named_parameters() if not name.endswith("_proj.weight"))
 
+    @contextmanager
+    def eager(self) -> Iterator[BitNet]:
+        """Run uncompiled inside the block, for shapes that are not worth a compilation."""
+        compiled = self._before, self._after
+        self._before, self._after = before_attention, after_attention
+        try:
+            yield self
+        finally:
+            self._before, self._after = compiled
+
     def forward(self, tokens: Tensor, positions: Tensor, groups: Sequence[Rows]) -> Tensor:
         """Return the final hidden states of a flat batch, ``(tokens, hidden)``."""
         x = self.model.embed_tokens(tokens)
@@ -207,10 +218,10 @@ class BitNet(nn.Module):
         eps = self.config.rms_eps
         for layer in self.model.layers:
             assert isinstance(layer, Layer)  # noqa: S101  (nn.ModuleList loses the type)
-            parts = self._before(
+            query, key, value = self._before(
                 x, layer.input_layernorm.weight, layer.attention_weights(), table, self.config
             )
-            mixed = attend(*parts, groups)
+            mixed = attend(query, key, value, groups)
             x = self._after(x, mixed, layer.other_gains(), layer.other_weights(), eps)
         return rms_norm(x, self.model.norm.weight, eps)
 

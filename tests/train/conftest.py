@@ -1,0 +1,31 @@
+"""Leave out the tests that need an optional library this machine lacks, and say so."""
+
+from __future__ import annotations
+
+import importlib.util
+
+_NEEDS = {
+    "test_torch_model.py": ("torch", "numpy", "safetensors"),
+    "test_torch_loop.py": ("torch", "numpy", "safetensors", "tokenizers"),
+    "test_tokenizer.py": ("tokenizers",),
+    "test_data.py": ("numpy", "tokenizers"),
+    "test_corpus_home.py": ("yaml",),
+    "test_archive.py": ("zstandard",),
+}
+
+
+def _missing(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+_LEFT_OUT = {file: gone for file, needs in _NEEDS.items() if (gone := _missing(needs))}
+
+collect_ignore = list(_LEFT_OUT)
+
+
+def pytest_report_header() -> str | None:
+    """Name the left-out files in one line."""
+    if not _LEFT_OUT:
+        return None
+    gone = sorted({name for names in _LEFT_OUT.values() for name in names})
+    return f"train: left out {', '.join(sorted(_LEFT_OUT))}: no {', '.join(gone)} here"

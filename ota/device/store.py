@@ -7,7 +7,8 @@
       store.json                                 active, previous, quarantine, highest counter
 
 ``store.json`` is replaced as a whole, so a commit and a revert are one rename each.  The agent
-reads it at start; while a worker runs, both may write, one after the other under a lock.  Importing this module loads neither tuf nor zstandard nor paho.
+reads it at start; while a worker runs, both may write, one after the other under a lock.
+Importing this module loads neither tuf nor zstandard nor paho.
 """
 
 from __future__ import annotations

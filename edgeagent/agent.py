@@ -14,11 +14,11 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from edgeagent import __version__, config, events
-from edgeagent.adapters.engine_process import EngineSettings
+from edgeagent.adapters.engine_process import ENGINE_COMMAND, EngineSettings
 from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
 from edgeagent.adapters.mqtt_client import Broker, Subscription, tls_context
 from edgeagent.adapters.sd_notify import Notifier
@@ -52,7 +52,14 @@ STATUS_S = 10.0
 class Agent:
     """Every part of the agent, put together."""
 
-    def __init__(self, settings: Config, notifier: Notifier, models: Models) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        notifier: Notifier,
+        models: Models,
+        *,
+        engine_command: Sequence[str] | None = None,
+    ) -> None:
         self._config = settings
         self._notifier = notifier
         self._topics = topics = Topics(settings.node.name, settings.mqtt.prefix)
@@ -62,7 +69,7 @@ class Agent:
             Handlers(self._on_message, self._on_connected, self._on_lost, progress.loop("mqtt")),
         )
         self._engines = Engines(
-            _engine_settings(settings),
+            _engine_settings(settings, engine_command),
             models,
             progress,
             crashes_to_revert=settings.update.soak_crashes,
@@ -285,9 +292,10 @@ def _broker(settings: Config, topics: Topics) -> Broker:
     )
 
 
-def _engine_settings(settings: Config) -> EngineSettings:
+def _engine_settings(settings: Config, command: Sequence[str] | None) -> EngineSettings:
     engine = settings.engine
     return EngineSettings(
+        command=ENGINE_COMMAND if command is None else command,
         threads=engine.threads,
         kernel=engine.kernel,
         zero_skip=engine.zero_skip,

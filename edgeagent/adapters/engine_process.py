@@ -21,6 +21,8 @@ from edgeagent.errors import ConfigError, EdgeAgentError, EngineError, ModelErro
 
 log = logging.getLogger(__name__)
 
+ENGINE_COMMAND = (sys.executable, "-m", "edgeagent.engine")
+
 PINGS = 4
 """Pings within the hang timeout: one lost in a long prefill does not kill a working engine."""
 
@@ -37,7 +39,7 @@ class EngineSettings:
     zero_skip: bool = True
     start_timeout_s: float = 60.0
     hang_timeout_s: float = 60.0
-    command: Sequence[str] = (sys.executable, "-m", "edgeagent.engine")
+    command: Sequence[str] = ENGINE_COMMAND
 
     def arguments(self, model: Path) -> list[str]:
         """Return the command line for ``model``."""

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeagent.adapters.mqtt_client import (
-    CONNECT_TIMEOUT_S,
     LOOP_S,
     Accepted,
     Broker,
@@ -45,7 +44,9 @@ WINDOW_MARGIN = 8
 MAX_WAITING = 1024
 """Messages kept through an outage: every answer of the longest queue, and a few events."""
 
-CONNACK_TIMEOUT_S = 10.0
+CONNACK_TIMEOUT_S = 5.0
+"""From the open connection to CONNACK: two round trips of the slowest link, one of them repeated."""
+
 GOODBYE_S = 2.0
 
 
@@ -92,9 +93,10 @@ class _Attempt:
 
     epoch: int
     ended: asyncio.Future[str]
-    is_open: bool = False
+    opened_s: float | None = None
     has_connack: bool = False
     is_version_refused: bool = False
+    is_unanswered: bool = False
     up_since_s: float | None = None
 
 
@@ -127,7 +129,7 @@ class Mqtt:
     @property
     def version(self) -> str:
         """The MQTT version in use."""
-        return self._choice.version
+        return self._choice.version if self._client is None else self._client.version
 
     # -- for the owner --------------------------------------------------------------------------
 
@@ -199,13 +201,11 @@ class Mqtt:
         client = self._client_of_version()
         self._attempt = attempt
         client.start(attempt.epoch)
-        give_up_s = time.monotonic() + CONNECT_TIMEOUT_S + CONNACK_TIMEOUT_S
         while not attempt.ended.done():
-            await asyncio.wait([attempt.ended], timeout=LOOP_S)
+            await asyncio.wait([attempt.ended], timeout=LOOP_S if attempt.has_connack else 1.0)
             if not attempt.has_connack:
                 self._handlers.on_progress()
-                if time.monotonic() > give_up_s:
-                    client.disconnect()
+                self._give_up_if_unanswered(attempt, client)
         self._attempt, self._is_up = None, False
         if attempt.has_connack:
             self._handlers.on_lost()
@@ -217,15 +217,24 @@ class Mqtt:
         log.warning("mqtt.lost reason=%r retry_s=%.1f", attempt.ended.result(), delay_s)
         await self._pause(delay_s)
 
+    def _give_up_if_unanswered(self, attempt: _Attempt, client: MqttClient) -> None:
+        opened_s = attempt.opened_s
+        if opened_s is not None and time.monotonic() - opened_s > CONNACK_TIMEOUT_S:
+            attempt.is_unanswered = True
+            client.disconnect()
+
     def _choose_version(self, attempt: _Attempt) -> bool:
         """Return whether to connect again at once, with another version."""
+        is_other = False
         if attempt.is_version_refused:
-            if self._choice.refused():
-                log.info("mqtt.fallback version=%s", self._choice.version)
-                return True
-        elif attempt.is_open and not attempt.has_connack:
+            is_other = self._choice.refused()
+        elif attempt.is_unanswered:
+            is_other = self._choice.unanswered()
+        elif attempt.opened_s is not None and not attempt.has_connack:
             self._choice.closed_silently()
-        return False
+        if is_other:
+            log.info("mqtt.fallback version=%s", self._choice.version)
+        return is_other
 
     async def _pause(self, delay_s: float) -> None:
         end_s = time.monotonic() + delay_s
@@ -261,7 +270,7 @@ class Mqtt:
             case Confirmed():
                 self._confirmed(happening)
             case Opened():
-                attempt.is_open = True
+                attempt.opened_s = time.monotonic()
             case Accepted():
                 self._accepted(attempt, happening)
             case Refused():

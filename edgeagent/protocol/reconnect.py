@@ -67,6 +67,16 @@ class VersionChoice:
         self.version = V311
         return True
 
+    def unanswered(self) -> bool:
+        """Note that no CONNACK came in time; return whether to try another version at once.
+
+        A 3.1.1 broker may wait for the rest of what it takes for a longer packet.
+        """
+        if self._is_settled:
+            return False
+        self.version = V311 if self.version == V5 else V5
+        return self.version == V311
+
     def closed_silently(self) -> None:
         """Note that the broker accepted the TCP connection and closed it without CONNACK."""
         if self._is_settled:

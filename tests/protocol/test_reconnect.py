@@ -61,3 +61,14 @@ def test_a_broker_that_restarts_is_not_mistaken_for_3_1_1():
     for _ in range(10):
         choice.closed_silently()
     assert choice.version == V5
+
+
+def test_no_answer_at_all_tries_3_1_1_at_once_and_then_5_after_a_pause():
+    choice = VersionChoice()
+    assert choice.unanswered()
+    assert choice.version == V311
+    assert not choice.unanswered()
+    assert choice.version == V5
+    choice.connected()
+    assert not choice.unanswered()
+    assert choice.version == V5

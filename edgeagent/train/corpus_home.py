@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeagent.train.archive import read_tar
 from edgeagent.train.home_words import AREAS, LISTS, NAMES, RULES
-from edgeagent.train.samples import CommandSample, drop_contradictions
+from edgeagent.train.samples import CommandSample, drop_contradictions, tidy
 from edgeagent.train.templates import Grammar, Value
 
 FILE = "commands/home_assistant_intents_en.tar.zst"
@@ -140,6 +140,20 @@ def read_files(data: Path) -> dict[str, str]:
         if is_sentences and intent not in SKIPPED_INTENTS:
             files[f"{intent}/{path.stem}"] = content.decode()
     return files
+
+
+def read_tests(data: Path) -> list[CommandSample]:
+    """Return the hand-written test sentences; their slots name entities, so they are left out."""
+    import yaml  # type: ignore[import-untyped, unused-ignore]  # of the optional extra
+
+    samples: list[CommandSample] = []
+    for name, content in sorted(read_tar(data / FILE).items()):
+        path = PurePosixPath(name)
+        intent = path.parent.name
+        if "tests" in path.parts and intent.startswith("Hass") and intent not in SKIPPED_INTENTS:
+            for block in yaml.safe_load(content).get("tests", []):
+                samples.extend(CommandSample(tidy(s), intent) for s in block["sentences"])
+    return drop_contradictions(samples)
 
 
 def draw(files: Mapping[str, str], rng: random.Random, base: int = 60) -> list[CommandSample]:

@@ -51,6 +51,7 @@ class Corpus:
         home_files: sentence templates, expanded anew for each epoch.
         train: the fixed command sets by source.
         dev: held-out commands by source, the expanded templates among them.
+        home_tests: hand-written sentences of the template project, with intents only.
     """
 
     stories: list[str]
@@ -58,6 +59,7 @@ class Corpus:
     home_files: dict[str, str]
     train: dict[str, list[CommandSample]]
     dev: dict[str, list[CommandSample]]
+    home_tests: list[CommandSample]
 
     def taken(self) -> set[str]:
         """Lower-cased utterances that an expanded template must not repeat."""
@@ -103,7 +105,8 @@ def load_corpus(data: Path, seed: int) -> Corpus:
     kept = {id(sample) for sample in ordered if sample.utterance.lower() not in dev_texts}
     train = {name: [s for s in part[0] if id(s) in kept] for name, part in parts.items()}
     stories = corpus_stories.load(data)
-    return Corpus(stories, corpus_stories.load_heldout(data), home_files, train, dev)
+    heldout = corpus_stories.load_heldout(data)
+    return Corpus(stories, heldout, home_files, train, dev, corpus_home.read_tests(data))
 
 
 def epoch_samples(

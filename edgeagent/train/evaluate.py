@@ -61,6 +61,7 @@ STORY_STARTS = (
     "Tom and his mom went to the park.",
 )
 _ANSWER_LIMIT = 96
+_INTENT_RATES = ("n", "valid_json", "intent_accuracy")
 _STORY_LIMIT = 200
 
 
@@ -125,6 +126,8 @@ def evaluate(folder: Path, corpus: batches.Corpus, limit: int) -> dict[str, Any]
         },
         "zero_share": zero_share(model),
     }
+    tests = _score_set(model, tokenizer, corpus.home_tests, limit)
+    result["commands"]["home_tests"] = {name: tests[name] for name in _INTENT_RATES}
     answers = answer_commands(model, tokenizer, COMMON_COMMANDS)
     result["samples"] = dict(zip(COMMON_COMMANDS, answers, strict=True))
     result["stories_greedy"] = tell_stories(model, tokenizer, 0.0)

@@ -9,7 +9,7 @@ _NEEDS = {
     "test_torch_loop.py": ("torch", "numpy", "safetensors", "tokenizers"),
     "test_tokenizer.py": ("tokenizers",),
     "test_data.py": ("numpy", "tokenizers"),
-    "test_corpus_home.py": ("yaml",),
+    "test_corpus_home.py": ("yaml", "zstandard"),
     "test_archive.py": ("zstandard",),
 }
 

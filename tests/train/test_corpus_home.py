@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import random
+import tarfile
 
 import pytest
+import zstandard
 
-from edgeagent.train.corpus_home import draw, draws_for, expand
+from edgeagent.train.corpus_home import FILE, draw, draws_for, expand, read_tests
 from edgeagent.train.home_words import AREAS, NAMES, spoken
+from edgeagent.train.samples import CommandSample
 
 AREA_DOMAIN = """
 language: "en"
@@ -68,3 +72,17 @@ def test_frequent_orders_are_drawn_more_often():
 )
 def test_numbers_are_spoken(number, words):
     assert spoken(number) == words
+
+
+def test_hand_written_sentences_are_read_with_their_intents(tmp_path):
+    raw = io.BytesIO()
+    text = b'tests:\n  - sentences: ["lights  on"]\n    slots: {area: "Kitchen"}\n'
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for name in ("tests/en/HassTurnOn/a.yaml", "tests/en/HassRespond/b.yaml"):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+    path = tmp_path / FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(zstandard.compress(raw.getvalue()))
+    assert read_tests(tmp_path) == [CommandSample("lights on", "HassTurnOn")]

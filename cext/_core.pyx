@@ -11,9 +11,9 @@ import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from engine cimport *
 
@@ -113,7 +113,7 @@ cdef class Kernels:
 
     def gemv_rows(self, const uint8_t[:, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
                   const uint32_t[::1] rows=None, *, int repeat=1):
-        """Write ``y[r] = sum_k W[r, k] x[k]`` of an output-major plane, for all or the given rows."""
+        """Write ``y[r] = sum_k W[r, k] x[k]`` of an output-major plane, for all or some rows."""
         cdef _Activations a = _Activations(x)
         cdef size_t blocks = (a.act.n + TERN_BLOCK - 1) // TERN_BLOCK, i
         cdef size_t end = plane.shape[0] if rows is None else rows.shape[0]
@@ -136,7 +136,7 @@ cdef class Kernels:
 
     def gemv_cols(self, const uint8_t[:, :, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
                   const uint32_t[::1] live=None, units=None, *, int repeat=1):
-        """Write ``y[o] = sum_k W[o, k] x[k]`` of an input-major plane, for all or ``units = (a, b)``."""
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of an input-major plane, for all or some units."""
         cdef _Activations a = _Activations(x, live)
         cdef size_t begin = 0, end = 2 * plane.shape[0]
         if <size_t>plane.shape[1] != a.act.n or plane.shape[2] != TERN_LINE_BYTES:

@@ -191,78 +191,100 @@ ISA static void gemv_cols_avx2(const uint8_t *plane, const tern_act *a, int32_t 
 
 /* ---- floats ---- */
 
-ISA static inline __m256 load_f16x8(const uint16_t *p)
+/* Eight elements of a row from element i on. */
+typedef __m256 load_fn(const void *row, size_t i);
+
+ISA static inline __m256 load_f16x8(const void *row, size_t i)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)row + i)));
 }
 
-/* The rest of a row, and the tree.  `lo` holds lanes 0..7, `hi` lanes 8..15. */
-ISA static inline float finish_f16(__m256 lo, __m256 hi, const uint16_t *row, const float *x,
-                                   size_t n)
+ISA static inline __m256 load_f32x8(const void *row, size_t i)
 {
-    float lane[DOT_LANES];
-    _mm256_storeu_ps(lane, lo);
-    _mm256_storeu_ps(lane + 8, hi);
-    for (size_t i = n - n % DOT_LANES; i < n; i++)
-        lane[i % DOT_LANES] += f32_from_f16(row[i]) * x[i];
-    return dot_tree(lane);
+    return _mm256_loadu_ps((const float *)row + i);
 }
 
-ISA static inline float finish_f32(__m256 lo, __m256 hi, const float *row, const float *x, size_t n)
+/* One element; the same two types. */
+typedef float element_fn(const void *row, size_t i);
+
+static inline float element_f16(const void *row, size_t i)
 {
-    float lane[DOT_LANES];
-    _mm256_storeu_ps(lane, lo);
-    _mm256_storeu_ps(lane + 8, hi);
-    for (size_t i = n - n % DOT_LANES; i < n; i++) lane[i % DOT_LANES] += row[i] * x[i];
-    return dot_tree(lane);
+    return f32_from_f16(((const uint16_t *)row)[i]);
+}
+
+static inline float element_f32(const void *row, size_t i)
+{
+    return ((const float *)row)[i];
 }
 
 ISA static inline __m256 mul_add(__m256 acc, __m256 a, __m256 b)
 {
-    return _mm256_add_ps(acc, _mm256_mul_ps(a, b));
+    return _mm256_add_ps(acc, _mm256_mul_ps(a, b)); /* two roundings: the target has no FMA */
+}
+
+/* dot_tree in registers: `lo` holds lanes 0..7, `hi` lanes 8..15. */
+ISA static inline float tree(__m256 lo, __m256 hi)
+{
+    const __m256 eight = _mm256_add_ps(lo, hi);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* The last n % 16 elements of a row, then the tree. */
+ISA static inline float finish(__m256 lo, __m256 hi, element_fn *element, const void *row,
+                               const float *x, size_t n)
+{
+    const size_t whole = n - n % DOT_LANES;
+    if (whole == n) return tree(lo, hi);
+    float lane[DOT_LANES];
+    _mm256_storeu_ps(lane, lo);
+    _mm256_storeu_ps(lane + 8, hi);
+    for (size_t i = whole; i < n; i++) lane[i - whole] += element(row, i) * x[i];
+    return dot_tree(lane);
 }
 
 /* Four rows at a time: eight independent chains hide the latency of the additions. */
+#define ROWS 4
+
+ISA static inline __attribute__((always_inline)) void dot_rows(const void *rows, size_t row_bytes,
+                                                               size_t count, load_fn *load,
+                                                               element_fn *element, const float *x,
+                                                               size_t n, float *y)
+{
+    const uint8_t *row = rows;
+    __m256 lo[ROWS], hi[ROWS];
+    for (size_t j = 0; j < count; j++) lo[j] = hi[j] = _mm256_setzero_ps();
+    for (size_t i = 0; i + DOT_LANES <= n; i += DOT_LANES) {
+        const __m256 x_lo = load_f32x8(x, i), x_hi = load_f32x8(x, i + 8);
+        for (size_t j = 0; j < count; j++) {
+            lo[j] = mul_add(lo[j], load(row + j * row_bytes, i), x_lo);
+            hi[j] = mul_add(hi[j], load(row + j * row_bytes, i + 8), x_hi);
+        }
+    }
+    for (size_t j = 0; j < count; j++)
+        y[j] = finish(lo[j], hi[j], element, row + j * row_bytes, x, n);
+}
+
 ISA static void dot_f16_avx2(const uint16_t *rows, size_t n_rows, size_t n, const float *x,
                              float *y)
 {
-    const size_t whole = n - n % DOT_LANES;
+    const size_t row_bytes = n * sizeof *rows;
     size_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) {
-        const uint16_t *row = rows + r * n;
-        __m256 lo[4], hi[4];
-        for (int j = 0; j < 4; j++) lo[j] = hi[j] = _mm256_setzero_ps();
-        for (size_t i = 0; i < whole; i += DOT_LANES) {
-            const __m256 x_lo = _mm256_loadu_ps(x + i), x_hi = _mm256_loadu_ps(x + i + 8);
-            for (size_t j = 0; j < 4; j++) {
-                lo[j] = mul_add(lo[j], load_f16x8(row + j * n + i), x_lo);
-                hi[j] = mul_add(hi[j], load_f16x8(row + j * n + i + 8), x_hi);
-            }
-        }
-        for (size_t j = 0; j < 4; j++) y[r + j] = finish_f16(lo[j], hi[j], row + j * n, x, n);
-    }
-    for (; r < n_rows; r++) {
-        const uint16_t *row = rows + r * n;
-        __m256 lo = _mm256_setzero_ps(), hi = lo;
-        for (size_t i = 0; i < whole; i += DOT_LANES) {
-            lo = mul_add(lo, load_f16x8(row + i), _mm256_loadu_ps(x + i));
-            hi = mul_add(hi, load_f16x8(row + i + 8), _mm256_loadu_ps(x + i + 8));
-        }
-        y[r] = finish_f16(lo, hi, row, x, n);
-    }
+    for (; r + ROWS <= n_rows; r += ROWS)
+        dot_rows(rows + r * n, row_bytes, ROWS, load_f16x8, element_f16, x, n, y + r);
+    for (; r < n_rows; r++)
+        dot_rows(rows + r * n, row_bytes, 1, load_f16x8, element_f16, x, n, y + r);
 }
 
 ISA static void dot_f32_avx2(const float *rows, size_t n_rows, size_t n, const float *x, float *y)
 {
-    const size_t whole = n - n % DOT_LANES;
-    for (size_t r = 0; r < n_rows; r++, rows += n) {
-        __m256 lo = _mm256_setzero_ps(), hi = lo;
-        for (size_t i = 0; i < whole; i += DOT_LANES) {
-            lo = mul_add(lo, _mm256_loadu_ps(rows + i), _mm256_loadu_ps(x + i));
-            hi = mul_add(hi, _mm256_loadu_ps(rows + i + 8), _mm256_loadu_ps(x + i + 8));
-        }
-        y[r] = finish_f32(lo, hi, rows, x, n);
-    }
+    const size_t row_bytes = n * sizeof *rows;
+    size_t r = 0;
+    for (; r + ROWS <= n_rows; r += ROWS)
+        dot_rows(rows + r * n, row_bytes, ROWS, load_f32x8, element_f32, x, n, y + r);
+    for (; r < n_rows; r++)
+        dot_rows(rows + r * n, row_bytes, 1, load_f32x8, element_f32, x, n, y + r);
 }
 
 /* Columns in strips of 32, so that the sums stay in registers over all rows. */

@@ -130,14 +130,20 @@ float softmax_unscaled(float *x, size_t n)
 void activate(tern_act_kind kind, float *gate, size_t n)
 {
     if (kind == TERN_RELU2)
-        for (size_t i = 0; i < n; i++) gate[i] = gate[i] > 0.0f ? gate[i] * gate[i] : 0.0f;
+        for (size_t i = 0; i < n; i++) {
+            const float open = gate[i] > 0.0f ? gate[i] : 0.0f;
+            gate[i] = open * open;
+        }
     else
         for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + det_expf(-gate[i]));
 }
 
 void gated_product(const float *gate, const float *up, size_t n, float *y)
 {
-    for (size_t i = 0; i < n; i++) y[i] = gate[i] == 0.0f ? 0.0f : gate[i] * up[i];
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t is_open = gate[i] != 0.0f;
+        y[i] = f32_from_bits(bits_of_f32(gate[i] * up[i]) & (0u - is_open)); /* no branch */
+    }
 }
 
 size_t open_gates(const float *gate, size_t n, uint32_t *rows)

@@ -5,7 +5,7 @@ check: it never hides the others.  Nothing here changes the machine, but for one
 made and removed to see whether the state directory can be written.
 
 What is seen depends on who looks: the service runs as ``edgeagent`` behind the locks of its unit.
-``sudo -u edgeagent edgeagent doctor`` comes closest.
+docs/operations.md has the command that comes closest.
 """
 
 from __future__ import annotations
@@ -190,8 +190,11 @@ def _broker(name: str, patient: Patient) -> Check:
     from edgeagent.config import password
 
     mqtt = patient.config.mqtt
+    advice = "start the broker, or correct [mqtt]; the agent itself keeps trying"
     try:
         secret = password(mqtt)
+        if mqtt.username and secret is None:
+            advice = "the password is the service's credential: see docs/operations.md, Doctor"
         tls = None
         if _is_encrypted(patient.config):
             tls = tls_context(mqtt.tls_ca_file, mqtt.tls_cert_file, mqtt.tls_key_file)
@@ -201,7 +204,6 @@ def _broker(name: str, patient: Patient) -> Check:
     except ConfigError as err:
         return Check(name, "fail", str(err), "run as root or as edgeagent to read the password")
     except AdapterError as err:
-        advice = "start the broker, or correct [mqtt]; the agent itself keeps trying"
         return Check(name, "fail", str(err), advice)
     except OSError as err:
         return Check(name, "fail", f"TLS files: {err}", "correct mqtt.tls_ca_file and its siblings")

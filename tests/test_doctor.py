@@ -122,6 +122,13 @@ def test_no_broker_is_a_failure_with_its_address(tmp_path):
     assert f"127.0.0.1:{port}" in found.detail
 
 
+def test_a_password_that_only_the_service_has_is_said_to_be_missing_here(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    text = f'[mqtt]\nhost="127.0.0.1"\nport = {port}\nusername = "u"\n'
+    assert "credential" in run("broker", configuration(tmp_path, text)).advice
+
+
 def test_a_broker_that_accepts_is_good(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)

@@ -14,14 +14,19 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Waiting, cheapest first.  A pause is some 40 ns on x86 and 10 ns on Arm: the spins cover the gap
+ * between most jobs.  The yields matter when two of our threads share a core, which happens when
+ * other processes keep the other cores busy: the one that waits then makes room at once. */
 enum {
-    SPINS = 600
+    SPINS = 80,
+    YIELDS = 50
 }; /* of some 40 ns on x86 and 10 ns on Arm: longer than a gap between two jobs */
 
 struct tern_pool {
@@ -62,9 +67,12 @@ static void futex_wake_all(_Atomic uint32_t *word)
 /* Return when `*word` is no longer `old`. */
 static void await_change(_Atomic uint32_t *word, uint32_t old, _Atomic uint32_t *sleepers)
 {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < SPINS + YIELDS; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old) return;
-        relax();
+        if (i < SPINS)
+            relax();
+        else
+            sched_yield();
     }
     atomic_fetch_add(sleepers, 1);
     while (atomic_load(word) == old) futex_wait(word, old);

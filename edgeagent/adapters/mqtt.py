@@ -45,7 +45,7 @@ MAX_WAITING = 1024
 """Messages kept through an outage: every answer of the longest queue, and a few events."""
 
 CONNACK_TIMEOUT_S = 5.0
-"""From the open connection to CONNACK: two round trips of the slowest link, one of them repeated."""
+"""From the open connection to CONNACK: two round trips of the slowest link, one repeated."""
 
 GOODBYE_S = 2.0
 

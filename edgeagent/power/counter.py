@@ -36,7 +36,12 @@ class EnergyCounter:
         Returns:
             ``None`` when more than one wrap may have happened since the last reading, or when a
             counter that never wraps fell: the energy in between is not known.
+
+        Raises:
+            ValueError: the register is negative, which no counter is.
         """
+        if register_uj < 0:
+            raise ValueError(f"register_uj: expected a count of microjoules, got {register_uj}")
         last_uj, last_s = self._last_uj, self._last_s
         self._last_uj, self._last_s = register_uj, time_s
         if last_uj is not None and self._is_lost(last_uj, register_uj, time_s - last_s):

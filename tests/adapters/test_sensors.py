@@ -2,8 +2,11 @@
 
 import errno
 import time
+import zlib
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgeagent.adapters.sensors import REPROBE_S, Sensors, Sysfs
 from edgeagent.adapters.sensors.cooling import slowed_ms
@@ -201,6 +204,55 @@ def test_a_counter_that_went_unread_for_too_long_is_absent_once(tmp_path):
     sensors.read(0.0)
     assert "unread" in sensors.read(10_000.0).absent["energy_j"]
     assert sensors.read(10_001.0).energy_j is not None
+
+
+class ScrambledSysfs(Sysfs):
+    """A board whose files say anything; the names of chips and zones are left as they are."""
+
+    def __init__(self, sysroot, contents):
+        super().__init__(sysroot)
+        self.contents = contents
+
+    def text(self, path):
+        said = super().text(path)
+        if path.endswith(("/type", "/name", "_label")) or not self.contents:
+            return said
+        return self.contents[zlib.crc32(path.encode()) % len(self.contents)]
+
+
+CONTENTS = st.one_of(
+    st.integers().map(str),
+    st.integers(-(2**70), 2**70).map(str),
+    st.just("9" * 4096),
+    st.sampled_from(["", "0", "-1", "nan", "state0\t5\nstate1", "\u00b2", "1e400"]),
+    st.text(max_size=20),
+)
+
+
+@pytest.mark.parametrize("board", [boards.jetson_orin_nano, boards.intel_laptop])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(contents=st.lists(CONTENTS, min_size=1, max_size=12))
+def test_whatever_the_files_say_there_is_a_sample_or_a_reason(board, tmp_path, contents):
+    if not any(tmp_path.iterdir()):
+        board(tmp_path)
+    sensors = Sensors(sysfs=ScrambledSysfs(tmp_path, contents))
+    meter = EnergyMeter()
+    for now_s in (0.0, 1.0, 100.0):
+        sample = sensors.read(now_s)
+        meter.add(sample)
+        assert set(sample.sources) | set(sample.absent) == set(QUANTITIES)
+        assert sample.power_w is None or 0 <= sample.power_w <= 2000
+        assert sample.temperature_c is None or -40 <= sample.temperature_c <= 150
+    energy = meter.energy_between(0.0, 100.0)
+    assert (energy.joules is None) != (energy.reason is None)
+
+
+def test_a_power_that_cannot_be_is_never_reported(tmp_path):
+    root = boards.jetson_orin_nano(tmp_path)
+    boards.put(root, {"/sys/class/hwmon/hwmon1/curr1_input": -2_000_000})
+    sample = Sensors(root).read(1.0)
+    assert sample.power_w is None
+    assert "which cannot be" in sample.absent["power_w"]
 
 
 # --- battery

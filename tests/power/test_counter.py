@@ -45,6 +45,11 @@ def test_a_counter_without_a_range_may_not_fall():
     assert counter.add(1e6 + 2, 2_000_000) == 2.0
 
 
+def test_a_negative_register_is_no_counter():
+    with pytest.raises(ValueError, match="microjoules"):
+        EnergyCounter(None).add(0.0, -1)
+
+
 @pytest.mark.parametrize("range_uj", [0, -1])
 def test_a_range_that_is_not_positive_is_refused(range_uj):
     with pytest.raises(ValueError, match="positive"):

@@ -9,6 +9,9 @@ from edgeagent.errors import AdapterError
 
 Value = float | bool | str
 
+# Above any board or processor package that runs this agent; far below what a broken driver says.
+MAX_W = 2000.0
+
 
 class SensorAbsent(AdapterError):
     """A sensor is there and healthy but has nothing to say now; the message says why."""
@@ -33,6 +36,13 @@ class Candidate:
     def source(self) -> str:
         """What a sample says about where a value came from."""
         return f"{self.quality}: {self.name}"
+
+
+def plausible_w(name: str, watts: float) -> float:
+    """Return ``watts``, or raise SensorAbsent when nothing of ours draws that."""
+    if not 0.0 <= watts <= MAX_W:
+        raise SensorAbsent(f"{name} says {watts:g} W, which cannot be")
+    return watts
 
 
 def unusable(quantity: str, name: str, path: str, problem: str) -> Candidate:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from edgeagent.adapters.sensors.candidate import Candidate
-from edgeagent.adapters.sensors.sysfs import Sysfs
+from edgeagent.adapters.sensors.sysfs import Sysfs, parse_number
 from edgeagent.power.samples import MEASURED
 
 DEVICES = "/sys/class/thermal"
@@ -50,5 +50,5 @@ def slowed_ms(table: str) -> int:
     for line in table.splitlines():
         state, _, time_ms = line.partition("\t")
         if state.strip() != "state0":
-            total_ms += int(time_ms)
+            total_ms += parse_number(time_ms)
     return total_ms

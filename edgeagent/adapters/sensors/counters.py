@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeagent.adapters.sensors.candidate import Candidate, SensorAbsent
+from edgeagent.adapters.sensors.candidate import Candidate, SensorAbsent, plausible_w
 from edgeagent.adapters.sensors.sysfs import Sysfs
 from edgeagent.power.counter import EnergyCounter
 
@@ -23,8 +23,9 @@ class Register:
 class Counters:
     """The sum of some registers, read at most once for each moment."""
 
-    def __init__(self, fs: Sysfs, registers: list[Register]) -> None:
+    def __init__(self, fs: Sysfs, name: str, registers: list[Register]) -> None:
         self._fs = fs
+        self._name = name
         self._registers = [(r.path, EnergyCounter(r.range_uj)) for r in registers]
         self._read_s: float | None = None
         self._energy_j: float | None = None
@@ -45,7 +46,7 @@ class Counters:
         self._refresh(now_s)
         if self._power_w is None:
             raise SensorAbsent("power is the difference of two readings of the energy counter")
-        return self._power_w
+        return plausible_w(self._name, self._power_w)
 
     def _refresh(self, now_s: float) -> None:
         if now_s == self._read_s:
@@ -68,7 +69,7 @@ def candidates(
     fs: Sysfs, name: str, registers: list[Register], quality: str, rank: int
 ) -> list[Candidate]:
     """Return the two candidates, energy and power, of one set of registers."""
-    counters = Counters(fs, registers)
+    counters = Counters(fs, name, registers)
     paths = tuple(r.path for r in registers)
     return [
         Candidate("energy_j", name, paths[0], quality, rank, counters.energy_j, paths),

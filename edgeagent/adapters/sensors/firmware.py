@@ -21,7 +21,7 @@ import struct
 from pathlib import Path
 from typing import Protocol
 
-from edgeagent.adapters.sensors.candidate import Candidate
+from edgeagent.adapters.sensors.candidate import Candidate, plausible_w
 from edgeagent.adapters.sensors.sysfs import Sysfs
 from edgeagent.errors import AdapterError
 from edgeagent.power.samples import MEASURED, RAIL
@@ -140,7 +140,7 @@ def _candidates(firmware: Firmware) -> list[Candidate]:
         return parse_throttled(firmware.ask("get_throttled"))
 
     def watts(_now_s: float) -> float:
-        return parse_pmic_w(firmware.ask("pmic_read_adc"))
+        return plausible_w("the PMIC", parse_pmic_w(firmware.ask("pmic_read_adc")))
 
     name = "firmware get_throttled"
     found = [

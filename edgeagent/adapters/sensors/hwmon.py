@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from edgeagent.adapters.sensors.candidate import Candidate, unusable
+from edgeagent.adapters.sensors.candidate import Candidate, plausible_w, unusable
 from edgeagent.adapters.sensors.counters import Register, candidates
 from edgeagent.adapters.sensors.sysfs import Sysfs
 from edgeagent.power.samples import MEASURED, RAIL
@@ -70,10 +70,11 @@ def _ina3221(fs: Sysfs, rails: list[tuple[str, str]]) -> list[Candidate]:
     used, quality, rank = (total, MEASURED, RANK_BOARD) if total else (rails, RAIL, RANK_RAILS)
     pairs = [(path, path.replace("/in", "/curr")) for _, path in used]
 
-    def read(_now_s: float) -> float:
-        return sum(fs.number(mv) * fs.number(ma) for mv, ma in pairs) / 1e6
-
     name = f"hwmon ina3221 {'+'.join(label for label, _ in used)}"
+
+    def read(_now_s: float) -> float:
+        return plausible_w(name, sum(fs.number(mv) * fs.number(ma) for mv, ma in pairs) / 1e6)
+
     files = tuple(path for pair in pairs for path in pair)
     found = [Candidate("power_w", name, used[0][1], quality, rank, read, files)]
     for label, path in rails:
@@ -104,7 +105,7 @@ def _power(fs: Sysfs, chip: str, path: str) -> list[Candidate]:
 
 def _microwatts(fs: Sysfs, name: str, path: str, quality: str, rank: int) -> Candidate:
     def read(_now_s: float) -> float:
-        return fs.number(path) / 1e6
+        return plausible_w(name, fs.number(path) / 1e6)
 
     return Candidate("power_w", name, path, quality, rank, read, (path,))
 

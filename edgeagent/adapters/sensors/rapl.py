@@ -29,11 +29,17 @@ def probe(fs: Sysfs) -> list[Candidate]:
             why = "is not a CPU package; what it includes differs between machines"
             found.append(unusable("energy_j", f"rapl {name}", f"{zone}/energy_uj", why))
             continue
-        range_uj = fs.optional(f"{zone}/max_energy_range_uj") or ""
-        registers.append(
-            Register(f"{zone}/energy_uj", int(range_uj) if range_uj.isdigit() else None)
-        )
+        registers.append(Register(f"{zone}/energy_uj", _range_uj(fs, zone)))
         names.append(name)
     if registers:
         found += candidates(fs, f"rapl {'+'.join(names)}", registers, RAIL, RANK)
     return found
+
+
+def _range_uj(fs: Sysfs, zone: str) -> int | None:
+    """Return where a zone's register wraps; ``None`` when it does not say so sensibly."""
+    try:
+        range_uj = fs.number(f"{zone}/max_energy_range_uj")
+    except (OSError, ValueError):
+        return None
+    return range_uj if range_uj > 0 else None

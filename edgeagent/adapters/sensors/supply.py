@@ -6,7 +6,7 @@ the status decides the sign.  Only a discharging battery tells what the board us
 
 from __future__ import annotations
 
-from edgeagent.adapters.sensors.candidate import Candidate, SensorAbsent
+from edgeagent.adapters.sensors.candidate import Candidate, SensorAbsent, plausible_w
 from edgeagent.adapters.sensors.sysfs import Sysfs
 from edgeagent.power.samples import BATTERY
 
@@ -43,7 +43,7 @@ def _battery(fs: Sysfs, name: str, path: str) -> list[Candidate]:
     ]
     files = _power_files(fs, path)
     if files:
-        gauge = _Gauge(fs, status, files)
+        gauge = _Gauge(fs, name, status, files)
         needed = (status, *files)
         found += [
             Candidate("battery_w", name, files[0], BATTERY, 0, gauge.battery_w, needed),
@@ -65,8 +65,9 @@ def _power_files(fs: Sysfs, path: str) -> tuple[str, ...]:
 class _Gauge:
     """The power that flows into the battery, or out of it."""
 
-    def __init__(self, fs: Sysfs, status: str, files: tuple[str, ...]) -> None:
+    def __init__(self, fs: Sysfs, name: str, status: str, files: tuple[str, ...]) -> None:
         self._fs = fs
+        self._name = name
         self._status = status
         self._files = files
 
@@ -84,6 +85,8 @@ class _Gauge:
 
     def _magnitude_w(self) -> float:
         if len(self._files) == 1:
-            return abs(self._fs.number(self._files[0])) / 1e6
-        voltage, current = self._files
-        return abs(self._fs.number(voltage) * self._fs.number(current)) / 1e12
+            watts = abs(self._fs.number(self._files[0])) / 1e6
+        else:
+            voltage, current = self._files
+            watts = abs(self._fs.number(voltage) * self._fs.number(current)) / 1e12
+        return plausible_w(self._name, watts)

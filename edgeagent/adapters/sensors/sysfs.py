@@ -13,6 +13,9 @@ from pathlib import Path
 # No attribute that we read is longer; sysfs itself stops at one page.
 MAX_BYTES = 4096
 
+# The kernel's numbers are 64 bits wide; anything longer is not a number of its making.
+_MAX_NUMBER = 1 << 64
+
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -39,9 +42,9 @@ class Sysfs:
 
         Raises:
             OSError: as ``text``.
-            ValueError: there is no integer.
+            ValueError: there is no integer of the kernel's size.
         """
-        return int(self.text(path))
+        return parse_number(self.text(path))
 
     def entries(self, directory: str) -> list[str]:
         """Return the names in ``directory``, ``x10`` after ``x9``; none when it is not there."""
@@ -65,6 +68,14 @@ class Sysfs:
     def real(self, path: str) -> Path:
         """Return where ``path`` is for this process."""
         return Path(self._root + path)
+
+
+def parse_number(text: str) -> int:
+    """Return the integer that ``text`` is; raises ValueError when it is none, or too large."""
+    value = int(text)
+    if abs(value) > _MAX_NUMBER:
+        raise ValueError(f"expected a number of 64 bits, got {text[:24]}...")
+    return value
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

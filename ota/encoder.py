@@ -33,20 +33,23 @@ class _ColumnWriter:
     """One column: bytes in, one zstd frame out."""
 
     def __init__(self, scratch: IO[bytes]) -> None:
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            LEVEL, window_log=WINDOW_BYTES.bit_length() - 1, write_checksum=True
-        )
-        self._packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        self._packer: zstandard.ZstdCompressionObj | None = None
         self.scratch = scratch
         self.raw = 0
 
     def write(self, data: bytes) -> None:
-        if data:
-            self.raw += len(data)
-            self.scratch.write(self._packer.compress(data))
+        if not data:
+            return
+        if self._packer is None:  # not before it is needed: level 19 takes 80 MB for its tables
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                LEVEL, window_log=WINDOW_BYTES.bit_length() - 1, write_checksum=True
+            )
+            self._packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        self.raw += len(data)
+        self.scratch.write(self._packer.compress(data))
 
     def end(self) -> ColumnSize:
-        if self.raw:
+        if self._packer is not None:
             self.scratch.write(self._packer.flush())
         return ColumnSize(self.scratch.tell(), self.raw)
 

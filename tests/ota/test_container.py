@@ -58,10 +58,11 @@ NEW = {
         [PLANES[0], *(flipped(p, 0.05, RNG) for p in PLANES[1:])], bytes(60) + b"\1\2\3\4"
     ),
 }
+DELTA = encode(OLD, NEW)
 
 
 def test_a_delta_makes_the_new_model():
-    assert decode(encode(OLD, NEW), OLD) == NEW
+    assert decode(DELTA, OLD) == NEW
 
 
 def test_a_full_image_is_the_same_container_without_a_base():
@@ -84,7 +85,7 @@ def test_unchanged_and_renamed_files_are_kept_and_cost_nothing():
 
 
 def test_an_unchanged_plane_of_a_changed_shard_costs_a_copy():
-    container = Container(Bytes(encode(OLD, NEW)), release_of(OLD))
+    container = Container(Bytes(DELTA), release_of(OLD))
     kinds = [region.kind for region in container.regions["one.safetensors"]]
     assert kinds.count(RegionKind.COPY) == 1  # header and first plane, one stretch
     assert kinds.count(RegionKind.FLIPS) == 2
@@ -134,16 +135,16 @@ def test_any_pair_of_models_survives(pair):
 def test_a_delta_for_another_base_says_which_one_it_wants():
     other = {**OLD, "tokenizer.json": b"another"}
     with pytest.raises(WrongBase) as caught:
-        decode(encode(OLD, NEW), other)
+        decode(DELTA, other)
     assert release_of(OLD).root in str(caught.value)
     assert release_of(other).root in str(caught.value)
     with pytest.raises(WrongBase, match="no model"):
-        decode(encode(OLD, NEW), None)
+        decode(DELTA, None)
 
 
 def test_a_base_that_is_not_what_it_says_gives_an_error_and_no_model():
     rotten = {**OLD, "one.safetensors": OLD["one.safetensors"][:-300] + bytes(300)}
-    container = Container(Bytes(encode(OLD, NEW)), release_of(OLD))
+    container = Container(Bytes(DELTA), release_of(OLD))
     with pytest.raises(PayloadError):
         for _, pieces in container.make(Files(rotten)):
             b"".join(pieces)
@@ -151,7 +152,7 @@ def test_a_base_that_is_not_what_it_says_gives_an_error_and_no_model():
 
 def test_no_flipped_bit_makes_another_model():
     """All but a handful are refused: zstd has bits in its frame headers that mean nothing."""
-    data = bytearray(encode(OLD, NEW))
+    data = bytearray(DELTA)
     n_harmless = 0
     for index in range(len(data)):
         data[index] ^= 1 << index % 8
@@ -165,7 +166,7 @@ def test_no_flipped_bit_makes_another_model():
 
 
 def test_no_truncation_or_addition_goes_unnoticed():
-    data = encode(OLD, NEW)
+    data = DELTA
     for length in [*range(0, len(data), 7), len(data) - 1]:
         with pytest.raises(PayloadError):
             decode(data[:length], OLD)
@@ -184,7 +185,7 @@ def test_any_bytes_are_refused(data):
 @given(st.integers(0, 1 << 32), st.integers(1, 4))
 def test_any_change_of_the_plan_is_refused_or_makes_the_same_model(seed, n_changes):
     """The plan is repacked with a good checksum: its own checks must hold."""
-    data = encode(OLD, NEW)
+    data = DELTA
     dictionary = release_of(OLD).text
     _, n_plan, n_packed, base, root = HEADER.unpack(data[: HEADER.size])
     content = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -207,8 +208,8 @@ def test_any_change_of_the_plan_is_refused_or_makes_the_same_model(seed, n_chang
 
 def container_of(regions, columns=None, raw=None, name="a", n_bytes=100):
     """Write a container by hand, for rules that the encoder never breaks."""
-    columns = {column: b"" for column in Column} | (columns or {})
-    raws = {column: 0 for column in Column} | (raw or {})
+    columns = dict.fromkeys(Column, b"") | (columns or {})
+    raws = dict.fromkeys(Column, 0) | (raw or {})
     release = release_of({name: bytes(n_bytes)})
     sizes = {column: ColumnSize(len(columns[column]), raws[column]) for column in Column}
     plan = pack_plan(Plan(release, sizes, {name: tuple(regions)}))

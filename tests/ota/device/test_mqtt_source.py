@@ -1,0 +1,114 @@
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from ota.device.mqtt_source import MqttSource
+from ota.errors import Cancelled, ObjectMissing, TransportError
+from ota.fleet.responder import Responder
+from ota.mqtt import Broker, Link
+from ota.wire import CHUNK_BYTES, OK, Response, encode_response, ranges, reply_topic
+from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
+
+pytestmark = pytest.mark.system
+
+DATA = bytes(range(251)) * 4000  # 251 is prime: no two chunks are the same
+
+
+@pytest.fixture(params=["mosquitto", "amqtt"])
+def broker(request):
+    if request.param == "mosquitto" and mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed")
+    with {"mosquitto": Mosquitto, "amqtt": Amqtt}[request.param]() as running:
+        yield running
+
+
+@pytest.fixture
+def repo(tmp_path):
+    (tmp_path / "repo" / "targets").mkdir(parents=True)
+    (tmp_path / "repo" / "targets" / "data").write_bytes(DATA)
+    (tmp_path / "repo" / "secret").write_bytes(b"secret")
+    return tmp_path / "repo"
+
+
+@contextmanager
+def responding(broker, repo):
+    responder = Responder(Broker(broker.host, broker.port), "tests", repo)
+    responder.open()
+    try:
+        yield responder
+    finally:
+        responder.close()
+
+
+@pytest.fixture
+def responder(broker, repo):
+    with responding(broker, repo) as running:
+        yield running
+
+
+def source(broker, **options):
+    return MqttSource(Broker(broker.host, broker.port), "tests", "dev1", **options)
+
+
+def test_an_object_comes_in_pieces_over_both_protocols(broker, responder):
+    with source(broker) as pulling:
+        cut = ranges(len(DATA), CHUNK_BYTES)
+        pieces = sorted(pulling.pull("targets/data", cut), key=lambda piece: piece.offset)
+    assert b"".join(piece.data for piece in pieces) == DATA
+    assert {piece.total for piece in pieces} == {len(DATA)}
+    assert pulling._link.is_v5 is isinstance(broker, Mosquitto)
+
+
+def test_what_is_not_there_is_missing_and_the_end_is_short(broker, responder):
+    with source(broker) as pulling:
+        with pytest.raises(ObjectMissing):
+            pulling.fetch("targets/nothing", 0, 10)
+        with pytest.raises(ObjectMissing):
+            pulling.fetch("targets/data/x", 0, 10)
+        assert pulling.fetch("targets/data", len(DATA) - 3, 10).data == DATA[-3:]
+
+
+def test_answers_that_nobody_asked_for_are_ignored(broker, responder):
+    noise = Link(Broker(broker.host, broker.port), "noise", [], lambda _: None)
+    noise.open()
+    with source(broker) as pulling:
+        pulling.fetch("targets/data", 0, 1)
+        for payload in (b"", b"\xff" * 10, encode_response(Response("x", OK, 0, 1, b"z"))):
+            noise.publish(reply_topic("tests", "dev1"), payload, qos=1).wait_for_publish(5)
+        assert pulling.fetch("targets/data", 5, 3).data == DATA[5:8]
+    noise.close()
+
+
+def test_a_pull_survives_a_restart_of_the_broker(mosquitto, repo):
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pieces = pulling.pull("targets/data", ranges(len(DATA), 4096))
+        got = [next(pieces)]
+        mosquitto.kill()
+        mosquitto.start()
+        got += list(pieces)
+    assert b"".join(p.data for p in sorted(got, key=lambda p: p.offset)) == DATA
+
+
+def test_a_request_that_got_lost_is_sent_again(mosquitto, repo):
+    """Nobody answers the first try: the responder comes later."""
+    with source(mosquitto) as pulling:
+        late = Responder(Broker(mosquitto.host, mosquitto.port), "tests", repo)
+        timer = threading.Timer(0.5, late.open)
+        timer.start()
+        assert pulling.fetch("targets/data", 0, 4).data == DATA[:4]
+        timer.join()
+        late.close()
+
+
+def test_a_cancel_ends_a_pull_that_nobody_answers(mosquitto):
+    with source(mosquitto, is_stopped=lambda: True) as pulling, pytest.raises(Cancelled):
+        pulling.fetch("targets/data", 0, 4)
+
+
+def test_no_broker_is_a_transport_error_that_names_it():
+    port = free_port()
+    pulling = MqttSource(Broker("127.0.0.1", port), "tests", "dev1")
+    with pytest.raises(TransportError, match=f"127.0.0.1:{port}"):
+        pulling.fetch("targets/data", 0, 4)
+    pulling.close()

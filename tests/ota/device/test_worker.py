@@ -1,0 +1,159 @@
+"""The real process, over a real broker, killed for real."""
+
+import random
+import threading
+
+import pytest
+
+from ota.device.worker import parse_start
+from ota.errors import ConfigError
+from ota.fleet.responder import Responder
+from ota.mqtt import Broker
+from ota.storage import verify_directory
+from tests.brokers import Amqtt
+from tests.ota.harness import Device, Worker, make_fleet
+from tests.ota.models import Shape
+
+START = (
+    b'{"op": "start", "state_dir": "s", "bundled_dir": "b", "repo": "r", "node": "n", '
+    b'"root_file": "f", "hardware": "h", "agent_version": "1", "mqtt": {"host": "x", "port": 1}}'
+)
+
+
+def test_a_first_line_is_read():
+    start = parse_start(START)
+    assert (start.repo, start.node, start.broker) == ("r", "n", Broker("x", 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"start"', b'"stop"'),
+        (b'"state_dir": "s", ', b""),
+        (b'"node": "n"', b'"node": "a/b"'),
+        (b'"repo": "r"', b'"repo": "+"'),
+        (b'"port": 1', b'"port": 99999'),
+        (b'"port": 1', b'"port": "1"'),
+        (b'"mqtt"', b'"http"'),
+        (b"{", b"["),
+    ],
+)
+def test_a_first_line_that_makes_no_sense_is_a_config_error(old, new):
+    with pytest.raises(ConfigError, match="expected"):
+        parse_start(START.replace(old, new, 1))
+
+
+@pytest.fixture(scope="session")
+def big_fleet(tmp_path_factory):
+    """A payload of many chunks, so that there is something to interrupt."""
+    return make_fleet(tmp_path_factory.mktemp("big"), 0.2, Shape(4, 32 * 2000))
+
+
+def mqtt(broker):
+    return {
+        "host": broker.host,
+        "port": broker.port,
+        "username": None,
+        "password": None,
+        "protocol": "auto",
+    }
+
+
+@pytest.fixture
+def responding(mosquitto, fleet):
+    responder = Responder(Broker(mosquitto.host, mosquitto.port), "tests", fleet.repo.path)
+    responder.open()
+    yield mosquitto
+    responder.close()
+
+
+@pytest.mark.system
+def test_an_update_over_mqtt_5_is_committed(tmp_path, fleet, responding):
+    device = Device(tmp_path / "state", fleet, mqtt=mqtt(responding))
+    assert device.update()[-1]["event"] == "committed"
+    assert device.store.installed_version() == "1.1.0"
+    assert device.update() == [
+        {"event": "state", "state": "checking", "progress": None, "detail": ""},
+        {"event": "up_to_date", "version": "1.1.0"},
+    ]
+
+
+@pytest.mark.system
+def test_an_update_over_mqtt_3_1_1_is_committed(tmp_path, fleet):
+    with Amqtt() as broker:
+        responder = Responder(Broker(broker.host, broker.port), "tests", fleet.repo.path)
+        responder.open()
+        device = Device(tmp_path / "state", fleet, mqtt=mqtt(broker))
+        assert device.update()[-1]["event"] == "committed"
+        responder.close()
+    assert device.store.installed_version() == "1.1.0"
+
+
+def test_an_update_from_a_directory_is_rolled_back_on_request(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    said = device.update(is_good=False, reason="logits differ")
+    assert said[-1] == {"event": "rolled_back", "version": "1.1.0", "reason": "logits differ"}
+    assert device.store.installed_version() == "1.0.0"
+    assert device.update()[-1]["code"] == "quarantined"
+
+
+def test_a_worker_leaves_when_the_agent_does(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    worker = device.worker()
+    worker.read_until("staged")
+    worker.__exit__()
+    assert worker.process.returncode == 75
+    assert device.update()[-1]["event"] == "committed"
+
+
+def test_a_cancelled_trial_is_told_as_such(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    with device.worker() as worker:
+        worker.read_until("staged")
+        worker.send({"op": "cancel"})
+        assert worker.read()["code"] == "cancelled"
+        assert worker.read() is None
+
+
+def test_a_second_worker_is_told_that_there_is_one(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    with device.worker() as first:
+        first.read_until("staged")
+        assert device.update()[-1]["code"] == "busy"
+        first.send({"op": "trial", "ok": True})
+        assert first.read_until("committed")
+
+
+def test_a_worker_that_is_told_nonsense_says_what_it_expected():
+    with Worker() as worker:
+        worker.send({"op": "dance"})
+        said = worker.read()
+        assert (said["event"], said["code"]) == ("failed", "bad_config")
+        assert worker.read() is None
+    assert worker.process.returncode == 78
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_new_model(
+    tmp_path, big_fleet, mosquitto, seed
+):
+    rng = random.Random(seed)
+    responder = Responder(Broker(mosquitto.host, mosquitto.port), "tests", big_fleet.repo.path)
+    responder.open()
+    device = Device(tmp_path / "state", big_fleet, mqtt=mqtt(mosquitto))
+    n_killed = 0
+    while n_killed < 12 and device.store.installed_version() == "1.0.0":
+        with device.worker() as worker:
+            agent = threading.Thread(target=worker.play)
+            agent.start()
+            # Starting takes 0.3 s, the update another 0.4 s: later and later, never twice alike.
+            agent.join(timeout=rng.uniform(0.1, 0.3) + 0.04 * n_killed)
+            n_killed += agent.is_alive()
+            worker.kill()
+            agent.join()
+        assert verify_directory(device.store.active()).version in ("1.0.0", "1.1.0")
+    assert n_killed >= 3
+    assert device.update()[-1]["event"] in ("committed", "up_to_date")
+    responder.close()
+    assert verify_directory(device.store.active()).version == "1.1.0"

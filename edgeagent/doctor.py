@@ -87,6 +87,15 @@ class Patient:
         """Where ``/sys`` and ``/proc`` are."""
         return self.config.power.sysroot
 
+    @property
+    def model_dir(self) -> Path:
+        """The model that the agent would load."""
+        from edgeagent.model_store import ModelStore
+
+        config = self.config
+        store = ModelStore(config.paths.state_dir, config.model.path, config.update.soak_s)
+        return store.active()
+
 
 def checks(config: Config, host: Host | None = None) -> list[Check]:
     """Run every check and return the findings, in the order in which one would mend them."""
@@ -214,14 +223,17 @@ def _broker(name: str, patient: Patient) -> Check:
 
 
 def _model(name: str, patient: Patient) -> Check:
+    """Check every hash of the model that the agent would load: an update's, else the configured."""
     from edgeagent.model.files import verify
 
-    path = patient.config.model.path
+    path = patient.model_dir
     try:
         manifest = verify(path)
     except ModelError as err:
         return Check(name, "fail", str(err), "install the model again, or correct model.path")
-    detail = f"{manifest.name} {manifest.version}, {_mib(_model_bytes(path))}, every hash is right"
+    came = "configured" if path == patient.config.model.path else "by an update"
+    size = _mib(_model_bytes(path))
+    detail = f"{manifest.name} {manifest.version} ({came}), {size}, every hash is right"
     return Check(name, "ok", detail)
 
 
@@ -244,7 +256,7 @@ def _disk(name: str, patient: Patient) -> Check:
     path = patient.config.paths.state_dir
     place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    needed = _model_bytes(patient.config.model.path) + DISK_RESERVE_BYTES
+    needed = _model_bytes(patient.model_dir) + DISK_RESERVE_BYTES
     detail = f"{_mib(free)} free at {place}, a new model needs up to {_mib(needed)}"
     if free < needed:
         advice = "free some space; updates are refused until then, answers go on"
@@ -256,7 +268,7 @@ def _memory(name: str, patient: Patient) -> Check:
     from edgeagent.adapters.machine import memory
 
     found = memory(patient.sysroot)
-    needed = _model_bytes(patient.config.model.path) + BESIDE_WEIGHTS_BYTES
+    needed = _model_bytes(patient.model_dir) + BESIDE_WEIGHTS_BYTES
     if found.total_bytes is None or found.available_bytes is None:
         return Check(
             name, "warn", "/proc/meminfo cannot be read", "look for ProcSubset= in drop-ins"

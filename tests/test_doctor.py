@@ -174,6 +174,7 @@ def test_the_model_is_verified_by_its_hashes(tmp_path):
         pytest.skip("the bundled model is not built")
     found = run("model", configuration(tmp_path / "again"))
     assert found.status == "ok"
+    assert "(configured)" in found.detail
     assert "every hash is right" in found.detail
 
 

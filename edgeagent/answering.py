@@ -89,7 +89,8 @@ class Answering:
                 continue
             self._work.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), self._wait_s())
+                async with asyncio.timeout(self._wait_s()):
+                    await self._work.wait()
 
     async def run_deadlines(self) -> None:
         """Answer what expires in the queue while a query is running."""
@@ -103,12 +104,14 @@ class Answering:
         """Start no more queries; let the running one finish, then cancel it."""
         self._is_closing = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), finish_s)
+            async with asyncio.timeout(finish_s):
+                await self._idle.wait()
             return
         if self._running is not None:
             self._cancel_running(self._running.ticket)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), cancel_s)
+            async with asyncio.timeout(cancel_s):
+                await self._idle.wait()
 
     def engine_changed(self) -> None:
         """Look again whether there is something to do."""

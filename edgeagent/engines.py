@@ -37,6 +37,9 @@ class Models(Protocol):
     def is_fresh(self) -> bool:
         """Whether the active model was committed a moment ago and can be taken back."""
 
+    def is_installed(self) -> bool:
+        """Whether the active model came by an update, so that there is one before it."""
+
     def revert(self, reason: str) -> None:
         """Give up the active model for the one before it."""
 
@@ -70,8 +73,9 @@ class Engines:
 
     @property
     def current(self) -> EngineProcess | None:
-        """The engine that takes queries now."""
-        return self._current
+        """The engine that takes queries now; one that has just ended takes none."""
+        engine = self._current
+        return None if engine is None or engine.ended.done() else engine
 
     @property
     def is_hopeless(self) -> bool:
@@ -91,7 +95,8 @@ class Engines:
                 else:
                     self._changed.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), self._progress.wake_s)
+                        async with asyncio.timeout(self._progress.wake_s):
+                            await self._changed.wait()
         finally:
             await self._leave_all()
 
@@ -137,18 +142,16 @@ class Engines:
 
     async def _crashed(self, engine: EngineProcess, how: str) -> None:
         log.error("engine.ended pid=%d how=%r", engine.pid, how)
-        await engine.kill()
-        if self._current is not engine:
-            return
         self._current = None
         self.restarts += 1
         self.failure = EngineError(f"the engine ended: {how}")
+        await engine.kill()
         self._on_change("engine_failed", {"reason": how})
         await self._pause_or_revert(how)
 
     async def _pause_or_revert(self, reason: str) -> None:
         self._crashes += 1
-        if self._crashes >= self._crashes_to_revert and self._models.is_fresh():
+        if self._is_given_up():
             self._models.revert(f"{self._crashes} failures in a row: {reason}")
             self._crashes = 0
             self._on_change("rolled_back", {"reason": reason})
@@ -158,6 +161,12 @@ class Engines:
         while self._current is None and (left_s := end_s - time.monotonic()) > 0:
             self._beat()
             await asyncio.sleep(min(left_s, self._progress.wake_s))
+
+    def _is_given_up(self) -> bool:
+        """Whether the model before this one is the better bet: a damaged file never heals."""
+        if isinstance(self.failure, ModelError):
+            return self._models.is_installed()
+        return self._crashes >= self._crashes_to_revert and self._models.is_fresh()
 
     def _take(self, engine: EngineProcess) -> None:
         self._current, self.failure = engine, None

@@ -140,7 +140,8 @@ class Updating:
         while not self._wanted.is_set() and (left_s := end_s - clock()) > 0:
             self._beat()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), min(left_s, self._progress.wake_s))
+                async with asyncio.timeout(min(left_s, self._progress.wake_s)):
+                    await self._wanted.wait()
         self._wanted.clear()
 
     async def _update(self, action: str) -> float:

@@ -135,9 +135,11 @@ class FakePublisher:
         self.acknowledged: list[object] = []
         self.waiting: list[asyncio.Future[None]] = []
         self.confirms_at_once = True
+        self.changed = asyncio.Event()
 
     def publish(self, topic, payload, *, qos=0, correlation=None):
         self.messages.append((topic, json.loads(payload), qos))
+        self.changed.set()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if qos == 0 or self.confirms_at_once:
             done.set_result(None)
@@ -147,6 +149,13 @@ class FakePublisher:
 
     def acknowledge(self, delivery) -> None:
         self.acknowledged.append(delivery)
+
+    async def until(self, condition, timeout_s=10.0) -> None:
+        """Wait for something to be published until ``condition()`` holds."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
 
     def finals(self) -> list[dict]:
         return [message for _, message, _ in self.messages if message.get("final")]
@@ -165,6 +174,9 @@ class FakeModels:
 
     def is_fresh(self) -> bool:
         return self.fresh
+
+    def is_installed(self) -> bool:
+        return len(self.paths) > 1
 
     def revert(self, reason: str) -> None:
         self.reverted.append(reason)

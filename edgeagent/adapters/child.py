@@ -78,7 +78,8 @@ class Child:
         """Let it end by itself, for `QUIT_S` at most."""
         self.link.close()
         try:
-            await asyncio.wait_for(asyncio.shield(self._process.wait()), QUIT_S)
+            async with asyncio.timeout(QUIT_S):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
             await self._process.wait()

@@ -106,7 +106,8 @@ class EngineProcess:
         except OSError as err:
             raise EngineError(f"the engine cannot be started: {err}") from err
         try:
-            first = await asyncio.wait_for(child.link.receive(), settings.start_timeout_s)
+            async with asyncio.timeout(settings.start_timeout_s):
+                first = await child.link.receive()
             if first is None:
                 how = await child.wait()
                 raise EngineError(f"the engine ended before it was ready: {how}")
@@ -180,7 +181,8 @@ class EngineProcess:
         self._health = asyncio.get_running_loop().create_future()
         self._child.link.send({"op": "health"})
         try:
-            return await asyncio.wait_for(self._health, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._health
         except TimeoutError:
             raise EngineError(f"no verdict on its health within {timeout_s:g} s") from None
         finally:

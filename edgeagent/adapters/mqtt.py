@@ -188,7 +188,8 @@ class Mqtt:
         last = self._outgoing(topic, payload, retain=True)
         self._send(last)
         with contextlib.suppress(TimeoutError, AdapterError):
-            await asyncio.wait_for(last.done, GOODBYE_S)
+            async with asyncio.timeout(GOODBYE_S):
+                await last.done
         self._client.disconnect()
         await asyncio.wait([attempt.ended], timeout=GOODBYE_S)
 

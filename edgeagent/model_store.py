@@ -35,7 +35,11 @@ class ModelStore:
             age_s = time.time() - self._file.stat().st_mtime
         except OSError:
             return False  # nothing was ever committed
-        return age_s < self._soak_s and self.active() != self._bundled_dir
+        return age_s < self._soak_s and self.is_installed()
+
+    def is_installed(self) -> bool:
+        """Whether the active model came by an update."""
+        return self.active() != self._bundled_dir
 
     def revert(self, reason: str) -> None:
         """Give up the active model for the one before it."""

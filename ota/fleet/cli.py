@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UpdateError as err:
         if args.json:
             print(json.dumps({"error": {"code": err.code, "message": str(err)}}))
-        else:
-            print(f"edgeota: {err}", file=sys.stderr)
+        print(f"edgeota: {err}", file=sys.stderr)
         return err.exit_code
     print(json.dumps(fields) if args.json else text)
     return os.EX_OK

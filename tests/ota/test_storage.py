@@ -83,8 +83,9 @@ def test_what_else_the_disk_refuses_is_typed_too(code):
 
 def test_a_real_write_beyond_a_real_limit_is_a_full_disk(tmp_path):
     script = (
-        "from ota.storage import Disk\nfrom ota.errors import StorageFull\nfrom pathlib import Path\n"
-        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import signal\nfrom pathlib import Path\n"
+        "from ota.errors import StorageFull\nfrom ota.storage import Disk\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try: Disk().write(Path('f'), [bytes(1 << 16)] * 99)\n"
         "except StorageFull as err: print(err.code)"
     )

@@ -37,6 +37,13 @@ def _publish_properties() -> Properties:
     return Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
 
 
+def _answer(message: mqtt.MQTTMessage) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(message.payload)
+    # An agent that refused a query unread does not know its id, but echoes the Correlation Data.
+    correlation = getattr(message.properties, "CorrelationData", None)
+    return answer if correlation is None else answer | {"id": correlation.decode()}
+
+
 class Client:
     """One MQTT connection to a broker, used as a context manager."""
 
@@ -158,7 +165,7 @@ class Client:
                     f"no answer over {self._where} within {timeout_s:g} s: does the agent run?"
                 ) from None
             if message.topic == self._reply_topic:
-                yield json.loads(message.payload)
+                yield _answer(message)
 
     def ask(
         self,

@@ -183,8 +183,8 @@ cdef class Kernels:
 
 cdef check_dot(Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t x, Py_ssize_t y):
     if not n_rows or not n or x != n or y != n_rows:
-        raise ValueError(f"expected x ({n},) and y ({n_rows},) for rows ({n_rows}, {n}), not empty; "
-                         f"got x ({x},) and y ({y},)")
+        raise ValueError(f"expected x ({n},) and y ({n_rows},) for rows ({n_rows}, {n}), "
+                         f"not empty; got x ({x},) and y ({y},)")
 
 
 def check_trits(buffer):
@@ -321,6 +321,7 @@ cdef class _Tensors:
         unknown = sorted(set(self.given) - self.used)
         if unknown:
             raise ValueError(f"tensor {unknown[0]}: unknown ({len(unknown)} in all)")
+        self.given = None  # each buffer is held on its own
 
 
 cdef class Model:
@@ -369,8 +370,8 @@ cdef class Model:
         c.act = _ACTIVATIONS[_choice(config, "hidden_act", _ACTIVATIONS)]
         self.context = _integer(config, "max_position_embeddings", TERN_CONTEXT_MAX)
         if c.n_heads % c.n_kv_heads:
-            raise ValueError(f"config num_key_value_heads: expected a divisor of {c.n_heads} heads, "
-                             f"got {c.n_kv_heads}")
+            raise ValueError(f"config num_key_value_heads: expected a divisor of {c.n_heads} "
+                             f"heads, got {c.n_kv_heads}")
         if c.head_dim % 2:
             raise ValueError(f"config head_dim: expected an even number, got {c.head_dim}")
 

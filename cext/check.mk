@@ -2,7 +2,10 @@
 #
 #   make kernel-check        this machine
 #   make kernel-check-asan   the same under the address and undefined-behaviour sanitizers
-#   make kernel-check-arm    AArch64 under qemu; exits 77 when the tools are missing
+#   make kernel-check-old    an x86-64 without AVX2 under qemu: no illegal instruction
+#   make kernel-check-arm    AArch64 under qemu, without and with later extensions
+#
+# A recipe that lacks a tool says NOT RUN and exits 77.
 
 CHECK_DIR     := build/check
 CHECK_SOURCES := $(sort $(wildcard cext/src/*.c))
@@ -17,7 +20,11 @@ CHECK_VARIANTS ?= scalar $(if $(filter x86_64,$(shell uname -m)),avx2) \
 ARM_CC        := aarch64-linux-gnu-gcc
 ARM_QEMU      := qemu-aarch64
 
-.PHONY: kernel-check kernel-check-asan kernel-check-arm
+.PHONY: kernel-check kernel-check-asan kernel-check-old kernel-check-arm
+
+# $(call need,command:package...) ends a recipe with 77 when a command is missing.
+need = @for tool in $(1); do command -v $${tool%%:*} >/dev/null || { \
+       echo "NOT RUN: $@ (missing $${tool\#*:})"; exit 77; }; done
 
 kernel-check: $(CHECK_NAMES:%=$(CHECK_DIR)/%)
 	$(CHECK_DIR)/kernel_check $(CHECK_VARIANTS)
@@ -28,15 +35,15 @@ kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/forward_check-asa
 	$(CHECK_DIR)/kernel_check-asan $(CHECK_VARIANTS)
 	$(CHECK_DIR)/forward_check-asan
 
-kernel-check-arm:
-	@for tool in $(ARM_CC):gcc-aarch64-linux-gnu $(ARM_QEMU):qemu-user; do \
-	    command -v $${tool%%:*} >/dev/null && continue; \
-	    echo "NOT RUN: kernel-check-arm (missing $${tool#*:})"; exit 77; \
-	done; \
-	$(MAKE) --no-print-directory kernel-check-arm-run
+kernel-check-old:
+	$(call need,qemu-x86_64:qemu-user)
+	$(MAKE) --no-print-directory $(CHECK_DIR)/kernel_check $(CHECK_DIR)/forward_check
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kernel_check scalar
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/forward_check
 
-.PHONY: kernel-check-arm-run
-kernel-check-arm-run: $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
+kernel-check-arm:
+	$(call need,$(ARM_CC):gcc-aarch64-linux-gnu $(ARM_QEMU):qemu-user)
+	$(MAKE) --no-print-directory $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm scalar neon
 	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/math_check-arm

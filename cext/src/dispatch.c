@@ -7,6 +7,10 @@
 enum { HWCAP_ASIMDDP_BIT = 1u << 20, HWCAP2_I8MM_BIT = 1u << 13 };
 #endif
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Model files are little-endian and used in place; step zero would be a machine to test on."
+#endif
+
 /* best first */
 static const tern_kernels *const variants[] = {
 #if defined(__x86_64__)

@@ -20,7 +20,7 @@ from typing import Any
 from edgeagent import __version__, config, events
 from edgeagent.adapters.engine_process import ENGINE_COMMAND, EngineSettings
 from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
-from edgeagent.adapters.mqtt_client import Broker, Subscription, tls_context
+from edgeagent.adapters.mqtt_client import LOOP_S, Broker, Subscription, tls_context
 from edgeagent.adapters.sd_notify import Notifier
 from edgeagent.adapters.sensors import Sensors
 from edgeagent.answering import Answering
@@ -65,7 +65,7 @@ class Agent:
         self._topics = topics = Topics(settings.node.name, settings.mqtt.prefix)
         self._progress = progress = Progress(notifier.watchdog_s)
         self._mqtt = mqtt = Mqtt(
-            _broker(settings, topics),
+            _broker(settings, topics, progress.wake_s),
             Handlers(self._on_message, self._on_connected, self._on_lost, progress.loop("mqtt")),
         )
         self._engines = Engines(
@@ -171,6 +171,7 @@ class Agent:
         self._updating.engine_changed()
         self._reporting.event(kind, data)
         self._reporting.publish_info()
+        self._reporting.publish_health()
 
     def _on_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """End the process for what went wrong in a callback, where no task group sees it."""
@@ -257,7 +258,7 @@ def _unexpected(err: BaseException) -> int:
     return EX_SOFTWARE
 
 
-def _broker(settings: Config, topics: Topics) -> Broker:
+def _broker(settings: Config, topics: Topics, wake_s: float) -> Broker:
     mqtt = settings.mqtt
     subscriptions = [
         Subscription(topics.query_request),
@@ -289,6 +290,7 @@ def _broker(settings: Config, topics: Topics) -> Broker:
         session_expiry_s=mqtt.session_expiry_s,
         max_unacknowledged=settings.query.max_queue + WINDOW_MARGIN,
         max_payload_bytes=settings.query.max_bytes,
+        turn_s=min(wake_s, LOOP_S),
     )
 
 

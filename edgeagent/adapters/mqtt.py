@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeagent.adapters.mqtt_client import (
-    LOOP_S,
     Accepted,
     Broker,
     Confirmed,
@@ -203,7 +202,7 @@ class Mqtt:
         self._attempt = attempt
         client.start(attempt.epoch)
         while not attempt.ended.done():
-            await asyncio.wait([attempt.ended], timeout=LOOP_S if attempt.has_connack else 1.0)
+            await asyncio.wait([attempt.ended], timeout=self._broker.turn_s)
             if not attempt.has_connack:
                 self._handlers.on_progress()
                 self._give_up_if_unanswered(attempt, client)
@@ -240,7 +239,7 @@ class Mqtt:
     async def _pause(self, delay_s: float) -> None:
         end_s = time.monotonic() + delay_s
         while not self._is_closing and (left_s := end_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, LOOP_S))
+            await asyncio.sleep(min(left_s, self._broker.turn_s))
             self._handlers.on_progress()
 
     def _client_of_version(self) -> MqttClient:

@@ -40,7 +40,7 @@ WILL_DELAY_S = 5
 CONNECT_TIMEOUT_S = 5.0
 
 LOOP_S = 2.0
-"""Longest sleep of the thread: bounds how late a hang is seen, at one wake-up in 2 s."""
+"""Bounds how late a hang of the thread is seen, at one wake-up in 2 s."""
 
 UNSUPPORTED_VERSION = 0x84  # paho maps the 3.1.1 form, 0x01, to it
 
@@ -74,6 +74,7 @@ class Broker:
     session_expiry_s: int = 3600
     max_unacknowledged: int = 40
     max_payload_bytes: int = 65536
+    turn_s: float = LOOP_S  # longest sleep of the thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ class MqttClient:
             self._client.reconnect()
             code = paho.MQTT_ERR_SUCCESS
             while code == paho.MQTT_ERR_SUCCESS:
-                code = self._client.loop(LOOP_S)
+                code = self._client.loop(self._broker.turn_s)
                 self._tell(epoch, Turned())
             reason = paho.error_string(code)
         except (OSError, ValueError) as err:

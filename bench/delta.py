@@ -2,11 +2,11 @@
 
     python bench/delta.py [--trits 20000000] [--out bench/results]
 
-One model of random trits (42 % zeros, as in BitNet b1.58 2B4T) in shards of 3.4 M trits; independent
-flips at several rates, zeros to a random sign and signs to zero.  The bound is n H(p) for the places,
-with p the share that really flipped, and one bit for each zero that got a sign.  ``patch_from`` is zstd
-level 19 with the old shard as prefix and a window that covers it, what ``zstd --patch-from`` does.
-Decoding is timed as a device does it, without numpy, in this process.
+One model of random trits (42 % zeros, as in BitNet b1.58 2B4T) in shards of 3.4 M trits;
+independent flips at several rates, zeros to a random sign and signs to zero.  The bound is n H(p)
+for the places, with p the share that really flipped, and one bit for each zero that got a sign.
+``patch_from`` is zstd level 19 with the old shard as prefix and a window that covers it, what
+``zstd --patch-from`` does.  Decoding is timed as a device does it, without numpy, in this process.
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ class Link:
         topics: what to subscribe to, at QoS 0
         on_message: called in the network thread; must not block
         on_written: called in the network thread with the packet id of each message that left
+        on_connected: called in the network thread after every connect; what was waiting is gone
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Link:
         topics: Sequence[str],
         on_message: Callable[[Message], None],
         on_written: Callable[[int], None] = lambda _: None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         self._broker = broker
         self._client_id = client_id
         self._topics = topics
         self._on_message = on_message
         self._on_written = on_written
+        self._on_connected = on_connected
         self._client: paho.Client | None = None
         self._ready = threading.Event()
         self._refusal: ReasonCode | None = None
@@ -183,7 +186,9 @@ class Link:
         if reason.is_failure:
             self._refusal = reason
             self._ready.set()
-        elif self._topics:
+            return
+        self._on_connected()
+        if self._topics:
             client.subscribe([(topic, 0) for topic in self._topics])
         else:
             self._ready.set()

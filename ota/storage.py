@@ -110,7 +110,7 @@ class Storage(ABC):
 
     @abstractmethod
     def make_directory(self, path: Path) -> None:
-        """Create ``path`` and its parents where missing."""
+        """Create ``path`` and its parents where missing, and sync what names them."""
 
     @abstractmethod
     def sync_tree(self, path: Path) -> None:
@@ -167,9 +167,12 @@ class Disk(Storage):
             _sync(target.parent)
 
     def make_directory(self, path: Path) -> None:
-        """Create ``path`` and its parents where missing."""
+        """Create ``path`` and its parents where missing, and sync what names them."""
         with typed_errors(path):
+            missing = [each for each in (path, *path.parents) if not each.exists()]
             path.mkdir(parents=True, exist_ok=True)
+            for each in missing:
+                _sync(each.parent)
 
     def sync_tree(self, path: Path) -> None:
         """Sync a directory and everything in it."""

@@ -43,12 +43,13 @@ class Download:
             TransportError, StorageError, Cancelled: what came is kept.
         """
         hashes = self._chunk_hashes()
+        is_new = not self._path.exists()
         with self._storage.open(self._path) as file:
             file.resize(self._payload.length)
             missing = {
                 offset: length
                 for (offset, length), expected in zip(self._ranges, hashes, strict=True)
-                if hashlib.sha256(file.read_at(offset, length)).digest() != expected
+                if is_new or hashlib.sha256(file.read_at(offset, length)).digest() != expected
             }
             self._pull(file, hashes, missing, on_progress)
             file.sync()
@@ -63,7 +64,8 @@ class Download:
     ) -> None:
         target = f"targets/{self._payload.target}"
         unsynced = n_bad = 0
-        on_progress(1 - sum(missing.values()) / self._payload.length)
+        left = sum(missing.values())
+        on_progress(1 - left / self._payload.length)
         while missing:
             for piece in self._source.pull(target, list(missing.items())):
                 self.fetched_bytes += len(piece.data)
@@ -75,12 +77,12 @@ class Download:
                         )
                     continue
                 file.write_at(piece.offset, piece.data)
-                missing.pop(piece.offset, None)
+                left -= missing.pop(piece.offset, 0)
                 unsynced += len(piece.data)
                 if unsynced >= SYNC_BYTES:
                     file.sync()
                     unsynced = 0
-                on_progress(1 - sum(missing.values()) / self._payload.length)
+                on_progress(1 - left / self._payload.length)
 
     def _is_chunk(self, hashes: list[bytes], offset: int, data: bytes) -> bool:
         index, rest = divmod(offset, self._payload.chunk_bytes)

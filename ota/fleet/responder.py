@@ -7,7 +7,6 @@ ask again.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from ota.errors import WireError
@@ -37,13 +36,18 @@ class Responder:
     def __init__(self, broker: Broker, repo: str, path: Path) -> None:
         self._repo = repo
         self._path = path
-        self._lock = threading.Lock()
+        # Only the network thread touches these: every callback of the link runs there.
         self._queued: dict[int, int] = {}
         self._queued_bytes = 0
         self.n_answers = 0
         self.n_refused = 0
         self._link = Link(
-            broker, f"{repo}-responder", [request_topic(repo)], self._received, self._written
+            broker,
+            f"{repo}-responder",
+            [request_topic(repo)],
+            self._received,
+            self._written,
+            self._connected,
         )
 
     def open(self) -> None:
@@ -66,18 +70,14 @@ class Responder:
             self.n_refused += 1
             return
         payload = encode_response(self._answer(request))
-        with self._lock:
-            if self._queued_bytes + len(payload) > MAX_QUEUED_BYTES:
-                self.n_refused += 1
-                return
-            info = self._link.publish(
-                request.reply_to,
-                payload,
-                correlation=request.id.encode(),
-                expiry_s=EXPIRY_S,
-            )
-            self._queued[info.mid] = len(payload)
-            self._queued_bytes += len(payload)
+        if self._queued_bytes + len(payload) > MAX_QUEUED_BYTES:
+            self.n_refused += 1
+            return
+        info = self._link.publish(
+            request.reply_to, payload, correlation=request.id.encode(), expiry_s=EXPIRY_S
+        )
+        self._queued[info.mid] = len(payload)
+        self._queued_bytes += len(payload)
         self.n_answers += 1
 
     def _answer(self, request: Request) -> Response:
@@ -95,8 +95,11 @@ class Responder:
         return Response(request.id, OK, request.offset, total, data)
 
     def _written(self, mid: int) -> None:
-        with self._lock:
-            self._queued_bytes -= self._queued.pop(mid, 0)
+        self._queued_bytes -= self._queued.pop(mid, 0)
+
+    def _connected(self) -> None:
+        self._queued.clear()
+        self._queued_bytes = 0
 
 
 def publish_notice(broker: Broker, repo: str, notice: bytes) -> None:

@@ -1,6 +1,12 @@
 """The real process, over a real broker, killed for real."""
 
+import json
+import os
 import random
+import select
+import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,7 +17,7 @@ from ota.fleet.responder import Responder
 from ota.mqtt import Broker
 from ota.storage import verify_directory
 from tests.brokers import Amqtt
-from tests.ota.harness import Device, Worker, make_fleet
+from tests.ota.harness import REPO_ROOT, Device, Worker, make_fleet
 from tests.ota.models import Shape
 
 START = (
@@ -131,6 +137,35 @@ def test_a_worker_that_is_told_nonsense_says_what_it_expected():
         assert (said["event"], said["code"]) == ("failed", "bad_config")
         assert worker.read() is None
     assert worker.process.returncode == 78
+
+
+def test_a_worker_dies_with_its_parent_even_if_the_socket_stays_open(tmp_path, fleet):
+    """The parent is killed; a copy of its end of the socket lives on in this process."""
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    script = (
+        "import subprocess, sys\n"
+        f"command = [sys.executable, '-m', 'ota.device.worker', '--fd', '{fd}']\n"
+        f"print(subprocess.Popen(command, pass_fds=[{fd}]).pid, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=REPO_ROOT,
+        pass_fds=[fd],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with parent, ours, ours.makefile("rb") as said:
+        worker_fd = os.pidfd_open(int(parent.stdout.readline()))
+        theirs.close()
+        ours.settimeout(60)
+        ours.sendall(json.dumps(device.start).encode() + b"\n")
+        assert any(b'"staged"' in line for line in iter(said.readline, b""))
+        parent.kill()
+        assert select.select([worker_fd], [], [], 10)[0], "the worker outlived its parent"
+        os.close(worker_fd)
 
 
 @pytest.mark.system

@@ -1,0 +1,284 @@
+"""Updates as incidents: what the updater says, and what the agent does."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeagent.adapters.engine_process import EngineSettings
+from edgeagent.engines import Engines
+from edgeagent.errors import AdapterError
+from edgeagent.progress import Progress
+from edgeagent.protocol.messages import Incoming
+from edgeagent.updating import Updating
+from tests.fakes import ENGINE_COMMAND, FakeModels
+
+SETTINGS = EngineSettings(command=ENGINE_COMMAND, start_timeout_s=10, hang_timeout_s=10)
+TIMEOUT_S = 10
+DIES = object()
+
+
+class FakeUpdater:
+    """Plays a list of messages; ``staged`` waits for the verdict, functions are called."""
+
+    def __init__(self, script):
+        self.script = list(script)
+        self.verdicts = []
+        self.judged = asyncio.Event()
+        self.ended = False
+
+    async def receive(self):
+        if self.verdicts == [] and self.waits:
+            await self.judged.wait()
+        message = self.script.pop(0) if self.script else None
+        while callable(message):
+            message()
+            message = self.script.pop(0) if self.script else None
+        if message is DIES:
+            raise AdapterError("updater: expected a JSON line")
+        self.waits = message is not None and message["event"] == "staged"
+        return message
+
+    waits = False
+
+    def judge(self, *, ok, reason=""):
+        self.verdicts.append((ok, reason))
+        self.judged.set()
+
+    async def end(self):
+        self.ended = True
+
+    def kill(self):
+        self.ended = True
+
+
+class FakeOutlet:
+    def __init__(self):
+        self.states, self.responses, self.events = [], [], []
+        self.changed = asyncio.Event()
+
+    def publish_state(self, state):
+        self.states.append(json.loads(state.encode()))
+        self.changed.set()
+
+    def respond(self, payload):
+        self.responses.append(json.loads(payload))
+
+    def event(self, kind, data):
+        self.events.append((kind, data))
+        self.changed.set()
+
+
+class Site:
+    """A device on version 1.0.0 whose updater plays one script a run."""
+
+    def __init__(self, scripts, *, is_enabled=True):
+        self.models = FakeModels(Path("good-1.0.0"))
+        self.outlet = FakeOutlet()
+        progress = Progress(1.0)
+        self.updating = None
+        self.engines = Engines(
+            SETTINGS, self.models, progress, crashes_to_revert=3, on_change=self._on_engine
+        )
+        self.updaters = []
+        self.starts = []
+        self.scripts = list(scripts)
+        self.updating = Updating(
+            lambda action: {"action": action},
+            self.engines,
+            self.models,
+            self.outlet,
+            progress,
+            is_enabled=is_enabled,
+            poll_interval_s=1000,
+            trial_timeout_s=5,
+            start=self._start,
+        )
+
+    def _on_engine(self, _kind, _data):
+        self.updating.engine_changed()
+
+    async def _start(self, message):
+        self.starts.append(message)
+        self.updaters.append(FakeUpdater(self.scripts.pop(0)))
+        return self.updaters[-1]
+
+    def notice(self, payload=b"1"):
+        self.updating.on_notice(Incoming("notice", payload, len(payload), is_retained=True))
+
+    def request(self, **fields):
+        payload = json.dumps(fields).encode()
+        self.updating.on_request(Incoming("update", payload, len(payload)))
+
+    async def until(self, condition):
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():
+                self.outlet.changed.clear()
+                await self.outlet.changed.wait()
+
+    async def event(self, kind):
+        await self.until(lambda: any(k == kind for k, _ in self.outlet.events))
+        return next(data for k, data in self.outlet.events if k == kind)
+
+    async def phase(self, phase):
+        await self.until(lambda: self.outlet.states and self.outlet.states[-1]["phase"] == phase)
+        return self.outlet.states[-1]
+
+
+def on_site(scripts, body, **more):
+    async def main():
+        site = Site(scripts, **more)
+        tasks = [asyncio.create_task(c) for c in (site.engines.run(), site.updating.run())]
+        try:
+            await site.until(lambda: site.engines.current is not None)
+            await body(site)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(r, asyncio.CancelledError) for r in results), results
+
+    asyncio.run(main())
+
+
+FETCHING = {"event": "state", "state": "fetching", "progress": 0.4, "detail": "1.0.0 to 1.1.0"}
+COMMITTED = {"event": "committed", "version": "1.1.0"}
+
+
+def staged(slot="good-1.1.0"):
+    return {"event": "staged", "slot": slot, "from": "1.0.0", "to": "1.1.0", "root": "00"}
+
+
+async def ask(engine, prompt):
+    request = {"op": "generate", "id": "q", "prompt": prompt, "params": {}}
+    return [message async for message in engine.generate(request)][-1]
+
+
+def test_a_staged_model_is_tried_committed_and_switched_to_while_a_query_runs():
+    async def body(site):
+        old = site.engines.current
+        running = asyncio.create_task(ask(old, "slow 100 0.01"))
+        site.notice()
+        assert await site.event("update_committed") == {"version": "1.1.0"}
+        assert site.engines.current.ready.version == "1.1.0"
+        assert site.updaters[0].verdicts == [(True, "")]
+        assert (await running)["usage"]["completion_tokens"] == 100
+        state = site.outlet.states[-1]
+        assert (state["installed_version"], state["latest_version"]) == ("1.1.0", "1.1.0")
+        assert (state["phase"], state["in_progress"]) == ("idle", False)
+        phases = [s["phase"] for s in site.outlet.states]
+        assert phases.index("fetching") < phases.index("trial")
+        assert {"in_progress": True, "update_percentage": 40}.items() <= next(
+            s for s in site.outlet.states if s["phase"] == "fetching"
+        ).items()
+
+    on_site([[FETCHING, staged(), COMMITTED]], body)
+
+
+@pytest.mark.parametrize(
+    ("slot", "reason"),
+    [
+        ("sick-1.1.0", "logits: hash differs"),
+        ("broken-1.1.0", "layer 3 is wrong"),
+        ("dies-1.1.0", "ended before it was ready"),
+    ],
+)
+def test_a_model_that_fails_its_trial_changes_nothing(slot, reason):
+    async def body(site):
+        old = site.engines.current
+        site.notice()
+        data = await site.event("rolled_back")
+        assert data["reason"] == "told"
+        ((ok, why),) = site.updaters[0].verdicts
+        assert not ok
+        assert reason in why
+        assert site.engines.current is old
+        assert (await ask(old, "say 1"))["event"] == "done"
+        state = site.outlet.states[-1]
+        assert (state["installed_version"], state["phase"]) == ("1.0.0", "rolled_back")
+
+    rolled_back = {"event": "rolled_back", "version": "1.1.0", "reason": "told"}
+    on_site([[staged(slot), rolled_back]], body)
+
+
+def test_a_commit_whose_message_was_lost_is_found_in_the_store():
+    async def body(site):
+        commit = site.updaters  # filled when the run starts
+        site.scripts[0].insert(1, lambda: site.models.paths.append(Path("good-1.1.0")))
+        site.notice()
+        await site.event("update_committed")
+        assert site.engines.current.ready.version == "1.1.0"
+        assert commit[0].ended
+
+    on_site([[staged()]], body)
+
+
+def test_an_updater_that_dies_after_the_trial_leaves_the_old_model():
+    async def body(site):
+        old = site.engines.current
+        site.notice()
+        data = await site.event("update_failed")
+        assert data["reason"] == "the updater ended without a result"
+        assert site.engines.current is old
+        assert site.updaters[0].ended
+
+    on_site([[staged()]], body)
+
+
+def test_an_updater_that_talks_nonsense_leaves_the_old_model():
+    async def body(site):
+        site.notice()
+        assert "expected a JSON line" in (await site.event("update_failed"))["reason"]
+        assert (await ask(site.engines.current, "say 1"))["event"] == "done"
+
+    on_site([[FETCHING, DIES]], body)
+
+
+def test_a_failure_is_reported_with_its_code():
+    async def body(site):
+        site.notice()
+        data = await site.event("update_failed")
+        assert data == {"code": "untrusted", "reason": "signature"}
+        assert site.outlet.states[-1]["release_summary"] == "signature"
+
+    failed = {"event": "failed", "code": "untrusted", "message": "signature", "retry_after_s": None}
+    on_site([[failed]], body)
+
+
+def test_a_notice_that_is_settled_starts_nothing_and_a_new_one_does():
+    async def body(site):
+        site.notice(b"1")
+        await site.until(lambda: len(site.updaters) == 1 and site.updaters[0].ended)
+        site.notice(b"1")
+        await asyncio.sleep(0.05)
+        assert len(site.updaters) == 1
+        site.notice(b"2")
+        await site.until(lambda: len(site.updaters) == 2 and site.updaters[1].ended)
+
+    up_to_date = {"event": "up_to_date", "version": "1.0.0"}
+    on_site([[FETCHING, up_to_date], [FETCHING, up_to_date]], body)
+
+
+def test_requests_are_answered_and_start_the_updater():
+    async def body(site):
+        site.request(action="check", transaction="t")
+        assert site.outlet.responses == [
+            {"status": "ok", "data": {"action": "check"}, "transaction": "t"}
+        ]
+        await site.until(lambda: site.starts == [{"action": "check"}])
+        site.request(action="explode")
+        assert site.outlet.responses[1]["status"] == "error"
+
+    on_site([[FETCHING, {"event": "up_to_date", "version": "1.0.0"}]], body)
+
+
+def test_without_a_root_of_trust_nothing_is_ever_started():
+    async def body(site):
+        site.request(action="install")
+        site.notice()
+        await asyncio.sleep(0.05)
+        assert site.outlet.responses[0]["error"] == "updates are not enabled here"
+        assert site.starts == []
+
+    on_site([], body, is_enabled=False)

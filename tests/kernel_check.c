@@ -243,7 +243,7 @@ static void check_floats(check *c, size_t n_rows, size_t n)
 
 /* Sizes around every unroll, block, widening and prefetch boundary of the variants. */
 static const size_t inputs[] = {
-    1,   2,   3,   24,   25,   26,   32,   127,  128,  129,  130,  255,
+    1,   2,   3,   32,   48,   49,   50,   127,  128,  129,  130,  255,
     256, 257, 341, 1024, 1025, 1152, 1920, 2048, 2049, 2176, 4224, 6912
 };
 static const size_t lengths[] = { 1,  2,  7,  8,  9,  15, 16, 17,  31,  32,

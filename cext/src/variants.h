@@ -13,7 +13,7 @@ extern const tern_kernels tern_neon;
 enum {
     DOT_LANES = 16,     /* partial sums of a float dot product */
     CHUNK = 128,        /* input channels between two widenings of an input-major unit */
-    PREFETCH_LINES = 24 /* how far ahead of the stream of lines we ask for memory */
+    PREFETCH_LINES = 48 /* ahead of the stream of lines; 24 to 192 measure alike, 8 and 384 worse */
 };
 
 /* The last steps of the contract's order of additions. */

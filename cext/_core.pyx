@@ -504,8 +504,8 @@ cdef class Session:
             ValueError: no tokens, or an id outside the vocabulary; nothing was changed.
             OverflowError: they do not fit the free part of the KV cache; nothing was changed.
         """
-        self.check_idle()
         cdef _Tokens ids = _Tokens(tokens, self.model.model.config.vocab)
+        self.check_idle()
         cdef float *logits = <float *><char *>self._logits
         cdef size_t free_positions = self.context - tern_state_n_past(self.state)
         if ids.n == 0:
@@ -593,6 +593,7 @@ cdef class Sampler:
     cdef tern_sampler sampler
     cdef tern_candidate *scratch
     cdef size_t capacity
+    cdef bint is_busy
 
     def __cinit__(self, double temperature=0.0, Py_ssize_t top_k=0, double top_p=1.0,
                   double min_p=0.0, double repetition_penalty=1.0, seed=0):
@@ -613,10 +614,12 @@ cdef class Sampler:
 
     def sample(self, Session session not None, recent=()):
         """Draw the next token of ``session``; tokens in ``recent`` are made less likely."""
-        cdef const float *logits = session.last_logits()
         cdef size_t vocab = session.model.model.config.vocab
         cdef _Tokens ids = _Tokens(recent, vocab)
+        cdef const float *logits = session.last_logits()
         cdef uint32_t token
+        if self.is_busy:
+            raise RuntimeError("this sampler is in use by another thread")
         if self.capacity < vocab:
             free(self.scratch)
             self.capacity = 0
@@ -624,8 +627,8 @@ cdef class Sampler:
             if self.scratch == NULL:
                 raise MemoryError
             self.capacity = vocab
-        session.is_busy = True
+        session.is_busy = self.is_busy = True
         with nogil:
             token = tern_sample(&self.sampler, logits, vocab, ids.ids, ids.n, self.scratch)
-        session.is_busy = False
+        session.is_busy = self.is_busy = False
         return token

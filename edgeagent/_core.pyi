@@ -146,7 +146,11 @@ class Session:
     def reset_counters(self) -> None: ...
 
 class Sampler:
-    """Logits to a token; the same seed gives the same tokens on every machine."""
+    """Logits to a token; the same seed gives the same tokens on every machine.
+
+    The order is: repetition penalty, temperature, top-k, top-p, min-p, draw.  Temperature 0 takes
+    the largest logit, the lowest token of a tie.  A token in ``recent`` is penalised once.
+    """
 
     def __init__(
         self,

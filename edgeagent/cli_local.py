@@ -109,17 +109,14 @@ def _turn(
     messages: list[dict[str, str]],
 ) -> list[dict[str, str]]:
     """Answer the last message; forget the oldest turns when the context is full."""
-    while True:
-        try:
-            outcome = _stream(
-                model.generate(model.encode(None, messages), _params(args)), not args.json
-            )
-            break
-        except ContextFull:
-            if len(messages) - len(base) < 2:
-                print("edgeagent: this message alone is longer than the context", file=sys.stderr)
-                return messages[:-1]
-            messages = base + messages[len(base) + 2 :]
+    steps = model.generate(model.encode(None, messages), _params(args))
+    try:
+        outcome = _stream(steps, show=not args.json)
+    except ContextFull:
+        if len(messages) - len(base) < 2:
+            print("edgeagent: this message alone is longer than the context", file=sys.stderr)
+            return messages[:-1]
+        return _turn(model, args, base, base + messages[len(base) + 2 :])
     print(json.dumps(outcome.as_messages(), ensure_ascii=False) if args.json else "")
     if args.verbose:
         _verbose(outcome)

@@ -193,6 +193,7 @@ class Agent:
                 "username": mqtt.username or None,
                 "password": config.password(mqtt),
                 "protocol": self._mqtt.version,
+                "tls": _tls_files(settings),
             },
             "root_file": str(settings.update.root_file),
             "hardware": settings.update.hardware,
@@ -227,33 +228,39 @@ class Agent:
         await self._mqtt.close(self._topics.state, OFFLINE)
 
 
-def run(settings: Config) -> int:
-    """Run the agent until SIGTERM; return a sysexits code."""
+def run(settings: Config, *, engine_command: Sequence[str] | None = None) -> int:
+    """Run the agent until SIGTERM; return a sysexits code.
+
+    Args:
+        settings: The configuration.
+        engine_command: What to start as the engine, for tests; by default the real one.
+    """
     events.install()
     started_s = time.monotonic()
     try:
-        asyncio.run(_main(settings))
-    except EdgeAgentError as err:
-        log.error("agent.failed code=%s reason=%r", err.code, str(err))
-        return err.exit_code
-    except Exception as err:  # noqa: BLE001  (the last resort; see the module's docstring)
-        return _unexpected(err)
+        asyncio.run(_main(settings, engine_command))
+    except Exception as err:  # noqa: BLE001  (the last resort, see the module's docstring)
+        return _exit_code(err)
     log.info("agent.stopped uptime_s=%.0f", time.monotonic() - started_s)
     return EX_OK
 
 
-async def _main(settings: Config) -> None:
+async def _main(settings: Config, engine_command: Sequence[str] | None) -> None:
     models = ModelStore(settings.paths.state_dir, settings.model.path, settings.update.soak_s)
-    await Agent(settings, Notifier(), models).run()
+    await Agent(settings, Notifier(), models, engine_command=engine_command).run()
 
 
-def _unexpected(err: BaseException) -> int:
-    """Write down what ended a loop; return the exit code."""
-    while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
-        err = err.exceptions[0]
-    if isinstance(err, EdgeAgentError):
-        log.error("agent.failed code=%s reason=%r", err.code, str(err))
-        return err.exit_code
+def _exit_code(err: Exception) -> int:
+    """Write down what ended the agent; return the exit code."""
+    known: BaseException | None = err
+    if isinstance(err, ExceptionGroup):
+        expected, defects = err.split(EdgeAgentError)
+        known = None if defects is not None else expected
+    while isinstance(known, ExceptionGroup):
+        known = known.exceptions[0]
+    if isinstance(known, EdgeAgentError):
+        log.error("agent.failed code=%s reason=%r", known.code, str(known))
+        return known.exit_code
     log.critical("agent.defect reason=%r", str(err), exc_info=err)
     return EX_SOFTWARE
 
@@ -268,9 +275,8 @@ def _broker(settings: Config, topics: Topics, wake_s: float) -> Broker:
     ]
     if settings.update.enabled:
         subscriptions.append(Subscription(update_notice(settings.update.repo), wants_retained=True))
-    is_tls = mqtt.tls or mqtt.tls_ca_file is not None or mqtt.tls_cert_file is not None
     tls = None
-    if is_tls:
+    if _tls_files(settings) is not None:
         try:
             tls = tls_context(mqtt.tls_ca_file, mqtt.tls_cert_file, mqtt.tls_key_file)
         except OSError as err:
@@ -292,6 +298,16 @@ def _broker(settings: Config, topics: Topics, wake_s: float) -> Broker:
         max_payload_bytes=settings.query.max_bytes,
         turn_s=min(wake_s, LOOP_S),
     )
+
+
+def _tls_files(settings: Config) -> dict[str, str | None] | None:
+    """Return what the updater needs to encrypt as we do; None without encryption."""
+    mqtt = settings.mqtt
+    files = {"ca_file": mqtt.tls_ca_file, "cert_file": mqtt.tls_cert_file}
+    if not mqtt.tls and not any(files.values()):
+        return None
+    files["key_file"] = mqtt.tls_key_file
+    return {name: None if path is None else str(path) for name, path in files.items()}
 
 
 def _engine_settings(settings: Config, command: Sequence[str] | None) -> EngineSettings:

@@ -172,8 +172,11 @@ class Answering:
         left_s = run.ticket.deadline_s - time.monotonic()
         deadline = clock.call_later(max(0.0, left_s), run.engine.cancel, query.id, "deadline")
         try:
-            async with asyncio.timeout(max(0.0, left_s) + LATE_S):
-                async for message in run.engine.generate(query.engine_request()):
+            async with (
+                asyncio.timeout(max(0.0, left_s) + LATE_S),
+                contextlib.aclosing(run.engine.generate(query.engine_request())) as messages,
+            ):
+                async for message in messages:
                     self._beat()
                     if message["event"] != "token":
                         return message

@@ -7,7 +7,7 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgeagent import __version__
 from edgeagent.adapters.mqtt import Mqtt
@@ -23,13 +23,6 @@ from edgeagent.protocol.topics import Topics
 from edgeagent.sensing import Sensing
 
 CAPABILITIES = ("stream", "cancel", "deadline", "seed", "energy", "update")
-
-
-class Board(Protocol):
-    """Who the hardware is; `board_name` reads the real one."""
-
-    def __call__(self, sysroot: Path) -> str:
-        """Return the board's name."""
 
 
 def board_name(sysroot: Path) -> str:

@@ -10,9 +10,9 @@ speaks the JSON lines of docs/protocol.md section 3, and the prompt tells it wha
     full             error context_full
     garbage          a line that is not JSON
 
-The name of the model directory decides how it starts: ``broken*`` reports a wrong model, ``mute*``
-says nothing, ``dies*`` exits, ``sick*`` fails its health suite, ``slow*`` takes a second.  What
-comes after the last ``-`` is its version: ``good-1.1.0``.
+The name of the model directory decides how it starts: ``broken*`` reports a wrong model, ``picky*``
+refuses its settings, ``mute*`` says nothing, ``dies*`` exits, ``sick*`` fails its health suite,
+``slow*`` takes a second.  What comes after the last ``-`` is its version: ``good-1.1.0``.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class FakeEngine:
         name = self.model.name
         if name.startswith("broken"):
             self.send(event="failed", error={"code": "model", "message": "layer 3 is wrong"})
+            return
+        if name.startswith("picky"):
+            self.send(event="failed", error={"code": "config", "message": "no kernel neon here"})
             return
         if name.startswith("mute"):
             time.sleep(60)

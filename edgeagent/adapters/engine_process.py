@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,10 @@ class EngineProcess:
         """Its process id."""
         return self._child.pid
 
-    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Run a query; yield its ``token`` messages and at last ``done`` or ``error``.
+
+        Use it within `contextlib.aclosing`: the engine is idle when the generator is closed.
 
         Raises:
             EngineError: The engine failed.

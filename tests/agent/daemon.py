@@ -22,32 +22,32 @@ TIMEOUT_S = 30.0
 TOPICS = Topics("n1")
 
 _RUNNER = """
-import asyncio, sys
+import sys
 from pathlib import Path
-from edgeagent import config, events
-from edgeagent.adapters.sd_notify import Notifier
-from edgeagent.agent import Agent
-from tests.fakes import ENGINE_COMMAND, FakeModels
+from edgeagent import agent, config
+from tests.fakes import ENGINE_COMMAND
 
-events.install()
-settings = config.load(Path(sys.argv[1]))
-models = FakeModels(settings.model.path)
-
-async def main():
-    await Agent(settings, Notifier(), models, engine_command=ENGINE_COMMAND).run()
-
-asyncio.run(main())
+sys.exit(agent.run(config.load(Path(sys.argv[1])), engine_command=ENGINE_COMMAND))
 """
 
 
 class Daemon:
     """The agent's process."""
 
-    def __init__(self, directory: Path, port: int, settings: str = "", environ=None):
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        settings: str = "",
+        *,
+        environ=None,
+        model="good-1.0.0",
+        mqtt="",
+    ):
         self.config = directory / "edgeagent.toml"
         self.config.write_text(
-            f'[node]\nname = "n1"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
-            f'[model]\npath = "good-1.0.0"\n[paths]\nstate_dir = "{directory / "state"}"\n'
+            f'[node]\nname = "n1"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n{mqtt}'
+            f'[model]\npath = "{model}"\n[paths]\nstate_dir = "{directory / "state"}"\n'
             f"[telemetry]\ninterval_s = 1.0\n[update]\nenabled = false\n{settings}"
         )
         self.log = directory / "daemon.log"

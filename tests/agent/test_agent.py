@@ -11,6 +11,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edgeagent.errors import EX_CONFIG
 from tests.agent.daemon import TIMEOUT_S, TOPICS, Asker, Daemon
 from tests.brokers import Amqtt, Mosquitto
 
@@ -238,3 +239,45 @@ def test_what_it_says_about_itself(asker):
     for name in ("temperature_c", "power_w", "energy_j"):
         assert telemetry[name] is not None or telemetry["absent"][name]
     assert json.dumps(telemetry)
+
+
+def exit_code_of(daemon):
+    with daemon:
+        return daemon.process.wait(TIMEOUT_S), daemon.log.read_text()
+
+
+def test_settings_that_the_engine_refuses_end_the_agent_for_good(tmp_path):
+    daemon = Daemon(tmp_path, 1, model="picky-1.0.0")
+    code, log = exit_code_of(daemon)
+    assert code == EX_CONFIG  # systemd does not restart after it
+    assert "agent.failed code=config reason='no kernel neon here'" in log
+
+
+def test_a_password_file_that_is_not_there_ends_the_agent_for_good(tmp_path):
+    daemon = Daemon(tmp_path, 1, mqtt='password_file = "/nonexistent"\n')
+    code, log = exit_code_of(daemon)
+    assert code == EX_CONFIG
+    assert "mqtt.password_file: cannot be read" in log
+
+
+def test_a_wrong_model_leaves_the_agent_reachable(tmp_path):
+    with (
+        Mosquitto() as broker,
+        Daemon(tmp_path, broker.port, model="broken-1.0.0"),
+        Asker(broker.port) as asker,
+    ):
+        asker.wait_online()
+        asker.ask("q")
+        assert asker.wait_finals(1)[0]["error"]["code"] == "engine_failed"
+        asker.wait(lambda: asker.retained.get(TOPICS.health, {}).get("status") == "no_engine")
+
+
+def test_without_a_broker_it_is_ready_all_the_same_and_stops_when_told(tmp_path):
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(TIMEOUT_S)
+        environ = os.environ | {"NOTIFY_SOCKET": address}
+        with Daemon(tmp_path, 1, environ=environ) as daemon:
+            assert manager.recv(1000).startswith(b"READY=1\nSTATUS=offline; fake 1.0.0")
+            assert daemon.stop() == 0

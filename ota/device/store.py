@@ -94,7 +94,6 @@ class Store:
             if state.active != release.root:
                 state = replace(state, active=release.root, previous=state.active)
             self._save(replace(state, counter=max(state.counter, release.counter)))
-        self.collect()
 
     def revert(self, reason: str) -> Path:
         """Give up the active model, quarantine it, and return the one to run instead.
@@ -113,7 +112,6 @@ class Store:
         """Refuse a model that was never committed from now on."""
         with self._changing() as state:
             self._save(replace(state, quarantine=_with_reason(state.quarantine, root, reason)))
-        self.collect()
 
     def state(self) -> StoreState:
         """Return what is committed; a damaged or missing file means: nothing ever was."""

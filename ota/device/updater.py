@@ -7,7 +7,8 @@ action.  Every action can be carried out twice, so nothing here asks how the las
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,7 +163,7 @@ class Updater:
     def _after(self, err: UpdateError) -> Event | None:
         """Return what ``err`` means to the machine."""
         if self._machine.state is State.IDLE:  # it came from a last action, and so ends the run
-            self._stop(err)
+            self._keep()
             return None
         if isinstance(err, PayloadError) and self._plan is not None:
             self._journal.refused.append(self._plan.payload.sha256)
@@ -173,26 +174,22 @@ class Updater:
         return Event.FAILED
 
     def _do(self, action: Action) -> Event | None:
-        match action:
-            case Action.REFRESH:
-                return self._refresh()
-            case Action.FETCH:
-                return self._fetch()
-            case Action.STAGE | Action.TRY:
-                return self._stage() if action is Action.STAGE else self._try()
-            case Action.COMMIT:
-                self._commit()
-            case Action.ROLL_BACK:
-                self._roll_back()
-            case Action.DISCARD:
-                self._clean()
-                self._stop(self._error)
-            case Action.KEEP:
-                self._stop(self._error)
-            case Action.FINISH:
-                self._clean()
-                version = self._store.installed_version()
-                self._agent.report({"event": "up_to_date", "version": version})
+        going_on: dict[Action, Callable[[], Event]] = {
+            Action.REFRESH: self._refresh,
+            Action.FETCH: self._fetch,
+            Action.STAGE: self._stage,
+            Action.TRY: self._try,
+        }
+        ending: dict[Action, Callable[[], None]] = {
+            Action.COMMIT: self._commit,
+            Action.ROLL_BACK: self._roll_back,
+            Action.KEEP: self._keep,
+            Action.DISCARD: self._discard,
+            Action.FINISH: self._finish,
+        }
+        if action in going_on:
+            return going_on[action]()
+        ending[action]()
         return None
 
     # Each of the following is one action.
@@ -280,8 +277,7 @@ class Updater:
         plan = self._the_plan()
         slot = self._store.slot(plan.offer.root)
         self._store.commit(read_release(slot))
-        self._clean()
-        self._agent.report(
+        self._report_end(
             {
                 "event": "committed",
                 "version": plan.offer.version,
@@ -294,8 +290,7 @@ class Updater:
     def _roll_back(self) -> None:
         plan = self._the_plan()
         self._store.quarantine(plan.offer.root, self._verdict.reason)
-        self._clean()
-        self._agent.report(
+        self._report_end(
             {
                 "event": "rolled_back",
                 "version": plan.offer.version,
@@ -303,7 +298,22 @@ class Updater:
             }
         )
 
-    def _stop(self, error: UpdateError | None) -> None:
+    def _report_end(self, event: dict[str, Any]) -> None:
+        """Report what the store has decided for good; only then clear up."""
+        self._agent.report(event)
+        with suppress(StorageError):  # it is decided; the next worker clears up
+            self._clean()
+
+    def _discard(self) -> None:
+        self._clean()
+        self._keep()
+
+    def _finish(self) -> None:
+        self._clean()
+        self._agent.report({"event": "up_to_date", "version": self._store.installed_version()})
+
+    def _keep(self) -> None:
+        error = self._error
         if error is None:
             raise RuntimeError("stopped without a reason: the table of ota.machine is wrong")
         self._agent.report(

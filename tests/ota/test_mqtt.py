@@ -1,0 +1,77 @@
+import queue
+
+import pytest
+
+from ota.errors import ConfigError, TransportError
+from ota.mqtt import Broker, Link
+from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
+
+
+def link_to(broker, topics=("t",), protocol="auto"):
+    inbox = queue.SimpleQueue()
+    return Link(Broker(broker.host, broker.port, protocol=protocol), "x", topics, inbox.put), inbox
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"protocol": "4"}, "one of auto, 5, 3.1.1, got '4'"),
+        ({"port": 0}, "1 to 65535, got 0"),
+        ({"port": 65536}, "got 65536"),
+    ],
+)
+def test_a_broker_that_cannot_be_is_a_config_error(fields, says):
+    with pytest.raises(ConfigError, match=says):
+        Broker("localhost", **fields)
+
+
+def test_nobody_listening_is_a_transport_error():
+    link = Link(Broker("127.0.0.1", free_port()), "x", [], lambda _: None)
+    with pytest.raises(TransportError, match="is the broker running"):
+        link.open()
+    with pytest.raises(TransportError, match="before open"):
+        link.publish("t", b"")
+    link.close()
+
+
+@pytest.mark.system
+def test_mqtt_5_is_refused_by_an_old_broker_and_not_forced():
+    with Amqtt() as broker:
+        link, _ = link_to(broker, protocol="5")
+        with pytest.raises(TransportError, match="neither MQTT 5 nor 3.1.1"):
+            link.open()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("protocol", ["auto", "5", "3.1.1"])
+def test_messages_come_and_properties_are_only_for_mqtt_5(mosquitto, protocol):
+    link, inbox = link_to(mosquitto, protocol=protocol)
+    link.open()
+    assert link.is_v5 is (protocol != "3.1.1")
+    link.publish("t", b"hello", reply_to="r", correlation=b"c", expiry_s=9)
+    message = inbox.get(timeout=10)
+    assert (message.topic, message.payload, message.is_retained) == ("t", b"hello", False)
+    link.close()
+
+
+@pytest.mark.system
+def test_after_a_restart_of_the_broker_it_is_subscribed_again(mosquitto):
+    link, inbox = link_to(mosquitto)
+    link.open()
+    mosquitto.restart()
+    other = Link(Broker(mosquitto.host, mosquitto.port), "y", [], lambda _: None)
+    other.open()
+    other.publish("t", b"kept", qos=1, retain=True).wait_for_publish(5)
+    assert inbox.get(timeout=30).payload == b"kept"
+    link.close()
+    other.close()
+
+
+@pytest.mark.system
+def test_a_broker_that_wants_a_password_says_so():
+    if mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed")
+    with Mosquitto(extra="allow_anonymous false") as broker:
+        link, _ = link_to(broker)
+        with pytest.raises(TransportError, match="check user and password"):
+            link.open()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 START_TIMEOUT_S = 15.0  # amqtt needs a second to import on a slow core
@@ -29,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Broker:
+class Broker(ABC):
     """A broker process; subclasses say how it is started."""
 
     host = "127.0.0.1"
@@ -40,8 +41,9 @@ class Broker:
         self._directory = tempfile.TemporaryDirectory(prefix="broker-")
         self.directory = Path(self._directory.name)
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """Return what starts it in the foreground."""
 
     def start(self) -> None:
         log = (self.directory / "log").open("ab")

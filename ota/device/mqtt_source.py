@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ota.device.source import Piece, Source
@@ -34,6 +35,7 @@ WINDOW = 8  # 512 KiB on the way: 5 MB/s at a round trip of 100 ms, far below an
 FIRST_WAIT_S = 2.0  # a window of 512 KiB needs 2 s at 2 Mbit/s
 MAX_WAIT_S = 16.0
 PATIENCE_S = 45.0  # a broker restart plus the longest pause between two reconnects
+MAX_WAITING_ANSWERS = 4 * WINDOW  # more than we asked for: somebody floods our topic
 TICK_S = 0.2  # how soon a cancel is noticed
 
 
@@ -66,7 +68,7 @@ class MqttSource(Source):
         self._topic = request_topic(repo)
         self._reply_to = reply_topic(repo, node)
         self._is_stopped = is_stopped
-        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._inbox: queue.Queue[bytes] = queue.Queue(MAX_WAITING_ANSWERS)
         self._link = Link(broker, f"{node}-ota", [self._reply_to], self._received)
         self._session = f"{random.getrandbits(32):08x}"
         self._n_requests = 0
@@ -144,7 +146,8 @@ class MqttSource(Source):
                 return response
 
     def _received(self, message: Message) -> None:
-        self._inbox.put(message.payload)
+        with suppress(queue.Full):  # dropped; what was an answer to us is asked for again
+            self._inbox.put_nowait(message.payload)
 
 
 def _piece(request: Request, response: Response) -> Piece:

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ota.device.mqtt_source import MqttSource
+from ota.device.mqtt_source import MAX_WAITING_ANSWERS, MqttSource
 from ota.errors import Cancelled, ObjectMissing, TransportError
 from ota.fleet.responder import Responder
 from ota.mqtt import Broker, Link
@@ -77,6 +77,19 @@ def test_answers_that_nobody_asked_for_are_ignored(broker, responder):
         for payload in (b"", b"\xff" * 10, encode_response(Response("x", OK, 0, 1, b"z"))):
             noise.publish(reply_topic("tests", "dev1"), payload, qos=1).wait_for_publish(5)
         assert pulling.fetch("targets/data", 5, 3).data == DATA[5:8]
+    noise.close()
+
+
+def test_a_flood_of_answers_is_dropped_and_the_pull_goes_on(mosquitto, repo):
+    noise = Link(Broker(mosquitto.host, mosquitto.port), "noise", [], lambda _: None)
+    noise.open()
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pulling.fetch("targets/data", 0, 1)
+        for _ in range(20 * MAX_WAITING_ANSWERS):
+            sent = noise.publish(reply_topic("tests", "dev1"), bytes(1000), qos=1)
+        sent.wait_for_publish(10)
+        assert pulling.fetch("targets/data", 5, 3).data == DATA[5:8]
+        assert pulling._inbox.qsize() <= MAX_WAITING_ANSWERS
     noise.close()
 
 

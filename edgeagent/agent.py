@@ -11,6 +11,8 @@ process ends, so that systemd starts a new one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import signal
 import time
@@ -47,6 +49,11 @@ CANCEL_S = 5.0
 """Then it is cancelled; together with the goodbye this stays below systemd's 20 s."""
 
 STATUS_S = 10.0
+
+LARGE_BLOCK_BYTES = 1 << 20
+"""The largest line of a link; only messages that are refused are larger."""
+
+_M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
 class Agent:
@@ -96,16 +103,7 @@ class Agent:
             self._sensing,
             progress,
         )
-        self._updating = Updating(
-            self._updater_start,
-            self._engines,
-            models,
-            self._reporting,
-            progress,
-            is_enabled=settings.update.enabled and settings.update.root_file is not None,
-            poll_interval_s=settings.update.poll_interval_s,
-            trial_timeout_s=settings.update.trial_timeout_s,
-        )
+        self._updating = self._make_updating(models)
         self._routes: dict[str, Callable[[Incoming], None]] = {
             topics.query_request: self._intake.on_request,
             topics.query_cancel: self._intake.on_cancel,
@@ -116,6 +114,19 @@ class Agent:
         }
         self._defect: BaseException | None = None
         self._stop = asyncio.Event()
+
+    def _make_updating(self, models: Models) -> Updating:
+        update = self._config.update
+        return Updating(
+            self._updater_start,
+            self._engines,
+            models,
+            self._reporting,
+            self._progress,
+            is_enabled=update.enabled and update.root_file is not None,
+            poll_interval_s=update.poll_interval_s,
+            trial_timeout_s=update.trial_timeout_s,
+        )
 
     async def run(self) -> None:
         """Run every loop until SIGTERM or SIGINT."""
@@ -236,6 +247,7 @@ def run(settings: Config, *, engine_command: Sequence[str] | None = None) -> int
         engine_command: What to start as the engine, for tests; by default the real one.
     """
     events.install()
+    _give_large_blocks_back()
     started_s = time.monotonic()
     try:
         asyncio.run(_main(settings, engine_command))
@@ -243,6 +255,12 @@ def run(settings: Config, *, engine_command: Sequence[str] | None = None) -> int
         return _exit_code(err)
     log.info("agent.stopped uptime_s=%.0f", time.monotonic() - started_s)
     return EX_OK
+
+
+def _give_large_blocks_back() -> None:
+    """Keep glibc from learning, by one message of 10 MB, to keep blocks of that size for ever."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 async def _main(settings: Config, engine_command: Sequence[str] | None) -> None:

@@ -67,11 +67,12 @@ class Answering:
         self._progress = progress
         self._beat = progress.loop("queue")
         self._work = asyncio.Event()
+        self._admitted = asyncio.Event()
         self._running: _Run | None = None
         self._is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
-        intake.on_admitted = self._work.set
+        intake.on_admitted = self._on_admitted
         intake.on_cancel_running = self._cancel_running
 
     async def run(self) -> None:
@@ -98,7 +99,13 @@ class Answering:
         while True:
             beat()
             self._intake.expire()
-            await asyncio.sleep(min(1.0, self._progress.wake_s))
+            self._admitted.clear()
+            next_s, wait_s = self._intake.inbox.next_deadline_s(), self._progress.wake_s
+            if next_s is not None:
+                wait_s = min(wait_s, max(0.0, next_s - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._admitted.wait()
 
     async def drain(self, finish_s: float, cancel_s: float) -> None:
         """Start no more queries; let the running one finish, then cancel it."""
@@ -116,6 +123,10 @@ class Answering:
     def engine_changed(self) -> None:
         """Look again whether there is something to do."""
         self._work.set()
+
+    def _on_admitted(self) -> None:
+        self._work.set()
+        self._admitted.set()
 
     # -- choosing -------------------------------------------------------------------------------
 

@@ -88,12 +88,12 @@ class Asker:
     def __init__(self, port: int, version=paho.MQTTv5, name="asker"):
         self.is_v5 = version == paho.MQTTv5
         self.reply_topic = f"reply/{name}"
-        self.accepted: set[str] = set()  # queries that the broker has acknowledged
         self.finals: list[dict] = []
         self.repeated = 0  # finals that the broker sent us again, and says so: the DUP flag
         self.batches: dict[str, list[dict]] = {}
         self.retained: dict[str, dict] = {}
-        self._mids: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # packet identifier -> query
+        self._confirmed: set[int] = set()
         self._changed = threading.Condition(threading.RLock())
         self._subscribed = threading.Event()
         session = {} if self.is_v5 else {"clean_session": False}
@@ -137,8 +137,8 @@ class Asker:
 
     def _on_publish(self, _client, _data, mid, reason, _properties):
         with self._changed:
-            if mid in self._mids and not reason.is_failure:
-                self.accepted.add(self._mids[mid])
+            if not reason.is_failure:
+                self._confirmed.add(mid)
             self._changed.notify_all()
 
     def ask(self, query_id: str, prompt: str = "say 3", **fields):
@@ -153,9 +153,11 @@ class Asker:
         self.send(json.dumps(body).encode(), properties, name=query_id)
 
     def send(self, payload, properties=None, *, name="", topic=TOPICS.query_request, retain=False):
+        # Without our lock: paho holds its own while it calls `_on_publish`.
+        info = self.client.publish(topic, payload, 1, retain, properties)
         with self._changed:
-            info = self.client.publish(topic, payload, 1, retain, properties)
-            self._mids[info.mid] = name
+            self._names[info.mid] = name
+            self._changed.notify_all()
 
     def wait(self, condition, timeout_s=TIMEOUT_S):
         end_s = time.monotonic() + timeout_s
@@ -171,6 +173,11 @@ class Asker:
 
     def wait_online(self):
         self.wait(lambda: self.retained.get(TOPICS.state) == {"state": "online"})
+
+    @property
+    def accepted(self) -> set[str]:
+        """The queries that the broker has acknowledged."""
+        return {name for mid, name in self._names.items() if mid in self._confirmed}
 
     def answered(self) -> Counter:
         return Counter(final["id"] for final in self.finals)

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
@@ -100,6 +101,17 @@ def test_a_bad_query_gets_one_clear_line_and_the_next_is_answered(asker, payload
     assert "\n" not in refused["error"]["message"]
     asker.ask(f"after-{code}-{len(payload)}")
     assert asker.wait_finals(2)[1]["status"] == "ok"
+
+
+def test_large_messages_leave_no_memory_behind(house, asker):
+    daemon, _ = house
+    for _ in range(5):
+        asker.send(b"x" * 10_000_000)
+    asker.wait_finals(5)
+    asker.ask("after-large")
+    asker.wait_finals(6)
+    pages = int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") < 36 * 2**20
 
 
 def test_a_foreign_response_topic_is_answered_at_home(asker):

@@ -27,7 +27,8 @@ from pathlib import Path
 from edgeagent import agent, config
 from tests.fakes import ENGINE_COMMAND
 
-sys.exit(agent.run(config.load(Path(sys.argv[1])), engine_command=ENGINE_COMMAND))
+command = ENGINE_COMMAND if sys.argv[2] == "fake" else None
+sys.exit(agent.run(config.load(Path(sys.argv[1])), engine_command=command))
 """
 
 
@@ -43,6 +44,7 @@ class Daemon:
         environ=None,
         model="good-1.0.0",
         mqtt="",
+        engine="fake",
     ):
         self.config = directory / "edgeagent.toml"
         self.config.write_text(
@@ -52,17 +54,24 @@ class Daemon:
         )
         self.log = directory / "daemon.log"
         self.environ = environ
+        self.engine = engine
         self.process = None
 
     def start(self):
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _RUNNER, str(self.config)],
+                [sys.executable, "-c", _RUNNER, str(self.config), self.engine],
                 cwd=ROOT,
                 stdout=out,
                 stderr=out,
                 env=self.environ,
             )
+
+    def engine_pid(self) -> int:
+        """Return the process id of the one engine."""
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeagent.errors import EX_CONFIG
+from edgeagent.paths import bundled_model
 from tests.agent.daemon import TIMEOUT_S, TOPICS, Asker, Daemon
 from tests.brokers import Amqtt, Mosquitto
 
@@ -293,3 +295,23 @@ def test_without_a_broker_it_is_ready_all_the_same_and_stops_when_told(tmp_path)
         with Daemon(tmp_path, 1, environ=environ) as daemon:
             assert manager.recv(1000).startswith(b"READY=1\nSTATUS=offline; fake 1.0.0")
             assert daemon.stop() == 0
+
+
+def test_sigkill_on_a_real_engine_in_mid_answer_costs_that_query_alone(broker, tmp_path):
+    model = bundled_model()
+    if not model.exists():
+        pytest.skip("the bundled model is not built")
+    with (
+        Daemon(tmp_path, broker.port, engine="real", model=model) as daemon,
+        Asker(broker.port) as asker,
+    ):
+        asker.wait_online()
+        story = {"max_tokens": 400, "temperature": 1.0, "seed": 1, "stop": []}
+        asker.ask("killed", "Once upon a time, there was a little girl named Lily.", **story)
+        asker.ask("next", "Once", max_tokens=8)
+        asker.wait(lambda: "killed" in asker.batches)
+        os.kill(daemon.engine_pid(), signal.SIGKILL)
+        killed, after = asker.wait_finals(2)
+        assert (killed["id"], killed["error"]["code"]) == ("killed", "engine_failed")
+        assert "killed by SIGKILL" in killed["error"]["message"]
+        assert (after["id"], after["status"]) == ("next", "ok")

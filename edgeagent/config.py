@@ -64,8 +64,13 @@ def _state_dir() -> Path:
 
 def _credential() -> Path | None:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(directory, CREDENTIAL) if directory else None
-    return path if path is not None and path.exists() else None
+    if not directory:
+        return None
+    path = Path(directory, CREDENTIAL)
+    try:
+        return path if path.exists() else None
+    except OSError as err:
+        raise ConfigError(f"$CREDENTIALS_DIRECTORY: cannot look into {path.parent}: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent import __version__
+from edgeagent.adapters.machine import machine
 from edgeagent.adapters.mqtt import Mqtt
 from edgeagent.answering import Answering
 from edgeagent.config import Config
@@ -23,18 +24,6 @@ from edgeagent.protocol.topics import Topics
 from edgeagent.sensing import Sensing
 
 CAPABILITIES = ("stream", "cancel", "deadline", "seed", "energy", "update")
-
-
-def board_name(sysroot: Path) -> str:
-    """Return the board's name from the device tree or DMI, else the machine type."""
-    for path in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
-        try:
-            name = (sysroot / path).read_text(errors="replace").strip("\x00\n ")
-        except OSError:
-            continue
-        if name:
-            return name
-    return platform.machine()
 
 
 def rss_mib() -> float:
@@ -115,9 +104,7 @@ class Reporting:
                 "node": config.node.name,
                 "agent_version": __version__,
                 "python": platform.python_version(),
-                "machine": platform.machine(),
-                "kernel": platform.release(),
-                "board": board_name(config.power.sysroot),
+                "board": machine(config.power.sysroot).as_dict(),
                 "mqtt": self._mqtt.version,
                 "model": None
                 if ready is None

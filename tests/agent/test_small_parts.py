@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgeagent import events
+from edgeagent.adapters.journal import JournalHandler
 from edgeagent.model_store import ModelStore
 from edgeagent.progress import BEATS, WAKE_S, Progress
-from edgeagent.reporting import board_name
 from edgeagent.sensing import Sensing
 from tests.fakes import FakeSensors
 
@@ -131,6 +131,16 @@ def test_under_systemd_a_line_begins_with_its_priority(agent_log, capsys, level,
     assert capsys.readouterr().err == line
 
 
+def test_connected_to_the_journal_an_event_goes_there_with_its_catalog_id(agent_log, capfd):
+    status = os.fstat(2)
+    events.install({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    (handler,) = agent_log.handlers
+    assert isinstance(handler, JournalHandler)
+    agent_log.warning("mqtt.lost reason=x")  # no journal here: nothing is lost, the line stays
+    assert capfd.readouterr().err in ("<4>mqtt.lost reason=x\n", "")
+    handler.close()
+
+
 def test_elsewhere_it_begins_with_the_time(agent_log, capsys):
     events.install({})
     agent_log.getChild("part").info("x.y")
@@ -179,18 +189,6 @@ def test_a_store_that_cannot_be_read_means_the_configured_model(tmp_path):
 
 
 # -- the process ----------------------------------------------------------------------------------
-
-
-def test_the_board_is_named_by_the_device_tree_then_dmi_then_the_machine(tmp_path):
-    assert board_name(tmp_path) == os.uname().machine
-    dmi = tmp_path / "sys" / "class" / "dmi" / "id"
-    dmi.mkdir(parents=True)
-    (dmi / "product_name").write_text("Box 9\n")
-    assert board_name(tmp_path) == "Box 9"
-    tree = tmp_path / "proc" / "device-tree"
-    tree.mkdir(parents=True)
-    (tree / "model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\x00")
-    assert board_name(tmp_path) == "Raspberry Pi 5 Model B Rev 1.0"
 
 
 def test_the_agent_loads_nothing_heavy_and_stays_small():

@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint cext/_core.pyx
+	PATH="$(BIN):$$PATH" cython-lint --max-line-length 100 cext/_core.pyx cext/engine.pxd
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

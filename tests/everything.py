@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-#: make's targets exit with this when a tool they need is absent (see cext/check.mk).
-NOT_RUN = 77
 NOT_RUN_FILE = ROOT / "build" / "not-run.txt"
 
 #: program we need -> Debian package that has it
@@ -25,11 +23,16 @@ PACKAGES = {
     "systemd-analyze": "systemd",
 }
 
-STEPS = {
-    "kernels, native": ["make", "kernel-check"],
-    "kernels under sanitizers": ["make", "kernel-check-asan"],
-    "kernels on emulated Arm": ["make", "kernel-check-arm"],
-    "python": [sys.executable, "-m", "pytest", "-q", "--durations=10"],
+#: name -> command, and the programs without which it cannot run
+STEPS: dict[str, tuple[list[str], list[str]]] = {
+    "kernels, native": (["make", "kernel-check"], []),
+    "kernels under sanitizers": (["make", "kernel-check-asan"], []),
+    "kernels on an emulated old x86": (["make", "kernel-check-old"], ["qemu-x86_64"]),
+    "kernels on emulated Arm": (
+        ["make", "kernel-check-arm"],
+        ["qemu-aarch64", "aarch64-linux-gnu-gcc"],
+    ),
+    "python": ([sys.executable, "-m", "pytest", "-q", "--durations=10"], []),
 }
 
 
@@ -38,8 +41,12 @@ def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
+def _have(tool: str) -> bool:
+    return shutil.which(tool, path=_path()) is not None
+
+
 def _missing() -> list[str]:
-    return [package for tool, package in PACKAGES.items() if not shutil.which(tool, path=_path())]
+    return [package for tool, package in PACKAGES.items() if not _have(tool)]
 
 
 def install_packages() -> None:
@@ -69,14 +76,15 @@ def main() -> int:
     NOT_RUN_FILE.unlink(missing_ok=True)
     environment = os.environ | {"PATH": _path(), "NOT_RUN_FILE": str(NOT_RUN_FILE)}
     not_run, failed = [], []
-    for name, command in STEPS.items():
+    for name, (command, tools) in STEPS.items():
+        if not all(map(_have, tools)):
+            not_run.append(name)
+            continue
         started_s = time.monotonic()
         print(f"== {name}", flush=True)
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         print(f"== {name}: exit {code}, {time.monotonic() - started_s:.0f} s", flush=True)
-        if code == NOT_RUN or (name.startswith("kernels") and code and _missing_tool(name)):
-            not_run.append(name)
-        elif code:
+        if code:
             failed.append(name)
     if NOT_RUN_FILE.exists():
         not_run += NOT_RUN_FILE.read_text().splitlines()
@@ -84,13 +92,6 @@ def main() -> int:
     missing = f" (missing packages: {', '.join(_missing())})" if _missing() else ""
     print(f"NOT RUN: {'; '.join(not_run)}{missing}" if not_run else "everything ran")
     return 1 if failed else 0
-
-
-def _missing_tool(name: str) -> bool:
-    return "Arm" in name and not (
-        shutil.which("qemu-aarch64", path=_path())
-        and shutil.which("aarch64-linux-gnu-gcc", path=_path())
-    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ SHARED_ADAPTERS = {"link", "child"}
 
 PURE = ("edgeagent.protocol", "edgeagent.power", "ota")
 # The two ends of an update, and what both of them use: the disk, model directories, the connection.
-NOT_PURE = ("ota.device", "ota.fleet", "ota.storage", "ota.model_dir", "ota.mqtt")
+NOT_PURE = ("ota.device", "ota.fleet", "ota.storage", "ota.mqtt")
 IMPURE_STDLIB = {"asyncio", "concurrent", "fcntl", "glob", "http", "logging", "mmap", "os"}
 IMPURE_STDLIB |= {"multiprocessing", "pathlib", "select", "selectors", "shutil", "signal"}
 IMPURE_STDLIB |= {"socket", "socketserver", "ssl", "subprocess", "sys", "tempfile", "threading"}

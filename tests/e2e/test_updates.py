@@ -1,7 +1,9 @@
 """A model update as a fleet lives it: power cuts, bad releases, forgeries, all with real parts."""
 
 import json
+import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -67,6 +69,21 @@ def house(tmp_path, broker, fleet, models):
         house.server = house.serve(fleet.repo)
         house.daemon = house.start_daemon()
         yield house
+
+
+def mount(*words):
+    return subprocess.run(["mount", *map(str, words)], capture_output=True, check=False).returncode
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system that a model does not fit, where the device keeps its state."""
+    path = tmp_path / "state"
+    path.mkdir()
+    if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=600k", "none", path):
+        pytest.skip("a small file system can only be mounted as root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def version_of(house):
@@ -163,3 +180,21 @@ def test_a_committed_model_that_is_damaged_on_disk_gives_way_to_the_one_before(
     shard.write_bytes(data)
     house.daemon = house.start_daemon()
     assert version_of(house) == "1.0.0"
+
+
+def test_a_full_disk_changes_nothing_and_space_lets_the_update_through(
+    small_disk, broker, fleet, models, tmp_path
+):
+    with House(tmp_path, broker, models[0], root_file=fleet.root_file) as house:
+        house.serve(fleet.repo)
+        house.start_daemon()
+        fleet.release(models[1])
+        fleet.publish()
+        state = house.wait_for(house.topics.model_state, phase="failed")
+        assert "space" in state["release_summary"] or "full" in state["release_summary"], state
+        assert version_of(house) == "1.0.0"
+        assert not mount("-o", "remount,size=64m", small_disk)
+        with house.client() as client:
+            client.publish(house.topics.update_request, {"action": "install"})
+        installed(house, "2.0.0")
+        assert version_of(house) == "2.0.0"

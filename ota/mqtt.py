@@ -9,6 +9,7 @@ subscriptions are made again at every reconnect, because a broker may have lost 
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,29 @@ _UNSUPPORTED_VERSION = 0x84
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Encrypt, and verify the broker; None: the system's authorities, or no identity of ours."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files.
+
+        Raises:
+            ConfigError: one of them is missing or is not what it should be.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except OSError as err:
+            raise ConfigError(f"mqtt tls: {err}: check {self}") from err
+        return context
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
     """Where the broker is and how to speak to it."""
 
@@ -44,6 +68,7 @@ class Broker:
     username: str | None = None
     password: str | None = None
     protocol: str = "auto"
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in _PROTOCOLS:
@@ -173,6 +198,8 @@ class Link:
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         if self._broker.username is not None:
             client.username_pw_set(self._broker.username, self._broker.password)
+        if self._broker.tls is not None:
+            client.tls_set_context(self._broker.tls.context())
         client.on_socket_open = _no_delay
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed

@@ -30,7 +30,7 @@ from ota.device.source import Source
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
 from ota.errors import Busy, Cancelled, ConfigError, UpdateError
-from ota.mqtt import Broker
+from ota.mqtt import Broker, Tls
 from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
 
@@ -209,7 +209,17 @@ def _parse_broker(fields: Any) -> Broker:
         None if username is None else str(username),
         None if password is None else str(password),
         fields.get("protocol") or "auto",
+        _parse_tls(fields.get("tls")),
     )
+
+
+def _parse_tls(fields: Any) -> Tls | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"expected mqtt.tls to be an object or null, got {fields!r}")
+    files = (fields.get(name) for name in ("ca_file", "cert_file", "key_file"))
+    return Tls(*(None if path is None else str(path) for path in files))
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

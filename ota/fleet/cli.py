@@ -17,7 +17,7 @@ from typing import Any
 from ota.errors import ConfigError, UpdateError
 from ota.fleet.repository import Added, Repository
 from ota.fleet.responder import Responder, publish_notice
-from ota.mqtt import Broker
+from ota.mqtt import Broker, Tls
 
 PASSWORD_VARIABLE = "EDGEOTA_MQTT_PASSWORD"  # noqa: S105 - a name; not an option: others can read command lines
 WARN_DAYS = 14  # what expires sooner is shown as such: two weeks are enough to act
@@ -131,7 +131,9 @@ def _broker(args: argparse.Namespace) -> Broker:
     if not colon or not host or not port.isdigit():
         raise ConfigError(f"--mqtt: expected host:port, got {args.mqtt!r}")
     password = os.environ.get(PASSWORD_VARIABLE)
-    return Broker(host, int(port), args.mqtt_user, password, args.mqtt_protocol)
+    encrypted = args.mqtt_tls or args.mqtt_ca or args.mqtt_cert
+    tls = Tls(args.mqtt_ca, args.mqtt_cert, args.mqtt_key) if encrypted else None
+    return Broker(host, int(port), args.mqtt_user, password, args.mqtt_protocol, tls)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_mqtt(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--mqtt", required=required, metavar="HOST:PORT", help="the broker")
     parser.add_argument("--mqtt-user", metavar="USER", help=f"password in ${PASSWORD_VARIABLE}")
+    parser.add_argument("--mqtt-tls", action="store_true", help="encrypt, verify by the system")
+    parser.add_argument("--mqtt-ca", metavar="FILE", help="encrypt, verify by this authority")
+    parser.add_argument("--mqtt-cert", metavar="FILE", help="our certificate")
+    parser.add_argument("--mqtt-key", metavar="FILE", help="its private key")
     parser.add_argument("--mqtt-protocol", choices=("auto", "5", "3.1.1"), default="auto")
 
 

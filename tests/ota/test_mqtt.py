@@ -3,8 +3,9 @@ import queue
 import pytest
 
 from ota.errors import ConfigError, TransportError
-from ota.mqtt import Broker, Link
+from ota.mqtt import Broker, Link, Tls
 from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
+from tests.certificates import encrypt
 
 
 def link_to(broker, topics=("t",), protocol="auto"):
@@ -75,3 +76,18 @@ def test_a_broker_that_wants_a_password_says_so():
         link, _ = link_to(broker)
         with pytest.raises(TransportError, match="check user and password"):
             link.open()
+
+
+@pytest.mark.system
+# paho leaves the socket to the garbage collector when a handshake fails.
+@pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
+def test_tls_verifies_the_broker(mosquitto):
+    authority = str(encrypt(mosquitto))
+    link = Link(Broker("127.0.0.1", mosquitto.port, tls=Tls(authority)), "x", [], lambda _: None)
+    link.open()
+    link.close()
+    stranger = Link(Broker("127.0.0.1", mosquitto.port, tls=Tls()), "x", [], lambda _: None)
+    with pytest.raises(TransportError, match="certificate"):
+        stranger.open()
+    with pytest.raises(ConfigError, match="mqtt tls"):
+        Tls("/nowhere/ca.pem").context()

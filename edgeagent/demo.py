@@ -30,6 +30,8 @@ from edgeagent.protocol.topics import Topics
 
 NODE = "demo"
 COMMAND = "turn on the kitchen lights"
+#: The release before the bundled one takes the genre for an artist: an update one can see.
+IMPROVED = "play some jazz"
 STORY = "Once upon a time, there was a little girl named Lily."
 STORY_TOKENS = 80
 READY_TIMEOUT_S = 60.0
@@ -184,8 +186,9 @@ class Demo:
         )
 
     def ask_both(self, client: Client) -> None:
-        """One home command, one story."""
-        self.ask(client, "command", {"messages": [{"role": "user", "content": COMMAND}]})
+        """Two commands, one story."""
+        for command in (COMMAND, IMPROVED):
+            self.ask(client, "command", {"messages": [{"role": "user", "content": command}]})
         story = {"prompt": STORY, "max_tokens": STORY_TOKENS, "temperature": 0.6, "seed": 7}
         self.ask(client, "story", story)
 

@@ -299,8 +299,6 @@ def test_without_a_broker_it_is_ready_all_the_same_and_stops_when_told(tmp_path)
 
 def test_sigkill_on_a_real_engine_in_mid_answer_costs_that_query_alone(broker, tmp_path):
     model = bundled_model()
-    if not model.exists():
-        pytest.skip("the bundled model is not built")
     with (
         Daemon(tmp_path, broker.port, engine="real", model=model) as daemon,
         Asker(broker.port) as asker,

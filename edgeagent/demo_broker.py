@@ -1,8 +1,7 @@
-"""A broker for the demo: Mosquitto when it is installed, else the embedded amqtt."""
+"""A broker for the demo: Mosquitto when it is on the PATH, else the embedded amqtt."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -36,11 +35,6 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _find_mosquitto() -> str | None:
-    # Debian puts daemons in sbin, which is not on a user's PATH.
-    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-
-
 class DemoBroker:
     """A broker process on a loopback port of its own, used as a context manager."""
 
@@ -52,7 +46,7 @@ class DemoBroker:
         """
         from importlib.util import find_spec
 
-        mosquitto = _find_mosquitto() if kind != "amqtt" else None
+        mosquitto = shutil.which("mosquitto") if kind != "amqtt" else None
         if kind == "mosquitto" and mosquitto is None:
             raise ConfigError("no mosquitto: apt install mosquitto, or use --broker amqtt")
         if mosquitto is None and find_spec("amqtt") is None:

@@ -1,6 +1,7 @@
 """`edgeagent demo` is the product's promise: both brokers, exit 0, and a report without holes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -18,7 +19,11 @@ def test_the_demo_runs_with_both_brokers(request, tmp_path, broker, protocol):
         request.getfixturevalue("mosquitto")
     out = tmp_path / "demo.json"
     command = [sys.executable, "-m", "edgeagent.cli", "demo", "--broker", broker, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # Debian puts Mosquitto where only root's PATH leads.
+    environment = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     assert set(report) == {"broker", "answers", "temperature_c", "update"}

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from edgeagent.convert.pack import unpack
 from edgeagent.demo import rebuild_previous
 from edgeagent.model.safetensors import SafetensorsFile
 from edgeagent.paths import bundled_model
@@ -27,9 +28,17 @@ from ota.storage import Directory, read_release
 ROOT = Path(__file__).parent
 
 
-def codes(plane: memoryview) -> np.ndarray:
-    packed = np.frombuffer(plane, np.uint8)
-    return np.stack([packed >> s & 3 for s in (0, 2, 4, 6)])
+def trits_of(file: SafetensorsFile, name: str, config: dict[str, int]) -> np.ndarray:
+    """Return the trits of one plane without its padding, which never changes."""
+    _, shape, data = file.tensor(name)
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    heads["v_proj"] = heads["k_proj"]
+    sizes = {part: config[key] * config["head_dim"] for part, key in heads.items()}
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    sizes |= {"o_proj": hidden, "down_proj": hidden, "gate_proj": ffn, "up_proj": ffn}
+    part = name.split(".")[-2]
+    inputs = {"o_proj": sizes["q_proj"], "down_proj": ffn}.get(part, hidden)
+    return unpack(np.frombuffer(data, np.uint8).reshape(shape), sizes[part], inputs)
 
 
 def entropy(p: float) -> float:
@@ -39,7 +48,7 @@ def entropy(p: float) -> float:
 def plane_bound_bits(old: np.ndarray, new: np.ndarray) -> tuple[int, int, float]:
     flips = old != new
     n_flips = int(flips.sum())
-    signs = int((flips & (old == 1)).sum())
+    signs = int((flips & (old == 0)).sum())
     return old.size, n_flips, old.size * entropy(n_flips / old.size) + signs
 
 
@@ -64,13 +73,13 @@ def measure(old: Path, new: Path) -> dict[str, object]:
     trits = flips = 0
     bits = 0.0
     patch = full = 0
+    config = json.loads((new / "config.json").read_text())
     for path in sorted(new.glob("model-*.safetensors")):
         before, after = SafetensorsFile(old / path.name), SafetensorsFile(path)
         for name, info in after.infos.items():
             if info.dtype == "U8":
-                counts = plane_bound_bits(
-                    codes(before.tensor(name)[2]), codes(after.tensor(name)[2])
-                )
+                pair = (trits_of(file, name, config) for file in (before, after))
+                counts = plane_bound_bits(*pair)
                 trits, flips, bits = trits + counts[0], flips + counts[1], bits + counts[2]
         old_bytes, new_bytes = (old / path.name).read_bytes(), path.read_bytes()
         patch += patch_from(old_bytes, new_bytes) if old_bytes != new_bytes else 0

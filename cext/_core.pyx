@@ -70,7 +70,7 @@ cdef class _Activations:
         cdef size_t n = x.shape[0], i, n_live = 0 if live is None else live.shape[0]
         if not 0 < n <= TERN_IN_MAX:
             raise ValueError(f"x: expected 1 to {TERN_IN_MAX} inputs, got {n}")
-        self.x = <int8_t *>calloc(n + TERN_BLOCK, 1)
+        self.x = <int8_t *>calloc(n + TERN_X_PAD, 1)
         self.live_x = <int8_t *>calloc(n_live + 1, 1)
         self.live = <uint32_t *>calloc(n_live + 1, sizeof(uint32_t))
         if self.x == NULL or self.live_x == NULL or self.live == NULL:
@@ -112,15 +112,16 @@ cdef class Kernels:
         return self.table.name.decode()
 
     def gemv_rows(self, const uint8_t[:, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
-                  const uint32_t[::1] rows=None, *, int repeat=1):
-        """Write ``y[r] = sum_k W[r, k] x[k]`` of an output-major plane, for all or some rows."""
+                  const uint32_t[::1] rows=None, *, int layout=1, int repeat=1):
+        """Write ``y[r] = sum_k W[r, k] x[k]`` of a plane of rows, for all or some rows."""
         cdef _Activations a = _Activations(x)
-        cdef size_t blocks = (a.act.n + TERN_BLOCK - 1) // TERN_BLOCK, i
+        cdef tern_packing packing = packing_of(layout)
+        cdef size_t row_bytes = tern_row_bytes(packing, a.act.n), i
         cdef size_t end = plane.shape[0] if rows is None else rows.shape[0]
         cdef const uint32_t *list = NULL
-        if <size_t>plane.shape[1] != blocks * TERN_BLOCK_BYTES or plane.shape[0] != y.shape[0]:
+        if <size_t>plane.shape[1] != row_bytes or plane.shape[0] != y.shape[0]:
             raise ValueError(
-                f"gemv_rows: expected plane ({y.shape[0]}, {blocks * TERN_BLOCK_BYTES}), "
+                f"gemv_rows: expected plane ({y.shape[0]}, {row_bytes}), "
                 f"got ({plane.shape[0]}, {plane.shape[1]})"
             )
         if rows is not None:
@@ -132,7 +133,7 @@ cdef class Kernels:
             return
         with nogil:
             for _ in range(repeat):
-                self.table.gemv_rows(&plane[0, 0], &a.act, &y[0], list, 0, end)
+                self.table.gemv_rows[<int>packing](&plane[0, 0], &a.act, &y[0], list, 0, end)
 
     def gemv_cols(self, const uint8_t[:, :, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
                   const uint32_t[::1] live=None, units=None, *, int repeat=1):
@@ -155,6 +156,38 @@ cdef class Kernels:
         with nogil:
             for _ in range(repeat):
                 self.table.gemv_cols(&plane[0, 0, 0], &a.act, &y[0], begin, end)
+
+    def gemv_tiles(self, const uint8_t[:, :, :, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
+                   *, int repeat=1):
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of tiles."""
+        cdef _Activations a = _Activations(x)
+        cdef size_t panels = plane.shape[0], tiles = -(-a.act.n // TERN_TILE_CHANNELS)
+        if (<size_t>plane.shape[1], plane.shape[2], plane.shape[3]) != (tiles, 16, 4):
+            raise ValueError(f"gemv_tiles: expected plane (panels, {tiles}, 16, 4), got "
+                             f"({', '.join(str(plane.shape[i]) for i in range(4))})")
+        if <size_t>y.shape[0] != panels * TERN_TILE_OUTPUTS or not panels:
+            raise ValueError(f"y: expected {panels * TERN_TILE_OUTPUTS} outputs, more than 0, "
+                             f"got {y.shape[0]}")
+        with nogil:
+            for _ in range(repeat):
+                self.table.gemv_tiles(&plane[0, 0, 0, 0], &a.act, &y[0], 0, panels)
+
+    def gemv_channels(self, const uint8_t[:, :, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
+                      const uint32_t[::1] live=None, *, int repeat=1):
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of channels, all or the live ones."""
+        cdef _Activations a = _Activations(x, live)
+        cdef size_t blocks = plane.shape[1], end = a.act.n_live if live is not None else a.act.n
+        if <size_t>plane.shape[0] != a.act.n or plane.shape[2] != TERN_BLOCK3_BYTES or not blocks:
+            raise ValueError(
+                f"gemv_channels: expected plane ({a.act.n}, blocks, {TERN_BLOCK3_BYTES}), "
+                f"got ({plane.shape[0]}, {plane.shape[1]}, {plane.shape[2]})"
+            )
+        if <size_t>y.shape[0] != blocks * TERN_BLOCK3:
+            raise ValueError(f"y: expected {blocks * TERN_BLOCK3} outputs, got {y.shape[0]}")
+        with nogil:
+            for _ in range(repeat):
+                self.table.gemv_channels(&plane[0, 0, 0], &a.act, blocks * TERN_BLOCK3, &y[0], 0,
+                                         end)
 
     def dot_f16(self, const uint16_t[:, ::1] rows, const float[::1] x, float[::1] y, *,
                 int repeat=1):
@@ -187,14 +220,23 @@ cdef check_dot(Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t x, Py_ssize_t y):
                          f"not empty; got x ({x},) and y ({y},)")
 
 
-def check_trits(buffer):
-    """Raise ValueError when a packed plane holds the illegal code 3."""
+cdef tern_packing packing_of(int layout) except *:
+    if layout not in (1, 2):
+        raise ValueError(f"layout: expected 1 (2 bit) or 2 (base 3), got {layout}")
+    return TERN_BASE3 if layout == 2 else TERN_2BIT
+
+
+def check_trits(buffer, int layout=1):
+    """Raise ValueError when a packed plane of this layout holds an illegal byte."""
     cdef _Buffer held = _Buffer(buffer)
+    cdef tern_packing packing = packing_of(layout)
     cdef size_t at, n = held.view.len
     with nogil:
-        at = tern_find_bad_code(<const uint8_t *>held.view.buf, n)
+        at = tern_find_bad_code(packing, <const uint8_t *>held.view.buf, n)
     if at != n:
-        raise ValueError(f"packed trits: expected codes 0, 1 and 2, got code 3 in byte {at}")
+        want = "bytes below 243" if layout == 2 else "codes 0, 1 and 2"
+        got = (<const uint8_t *>held.view.buf)[at] if layout == 2 else "code 3"
+        raise ValueError(f"packed trits: expected {want}, got {got} in byte {at}")
 
 
 # ---- the model ----
@@ -216,9 +258,14 @@ cdef class _Buffer:
 
 _ELEMENT_BYTES = {"U8": 1, "F16": 2, "F32": 4}
 
-_DIMENSION_MAX = 1 << 20  # of hidden_size and intermediate_size; keeps every product below 2^63
+_DIMENSION_MAX = TERN_IN_MAX  # of everything that enters a matrix: int32 sums must not overflow
 
 _ARCHITECTURES = ["BitNetForCausalLM", "BitnetForCausalLM", "LlamaForCausalLM"]
+
+_ORIENTATIONS = {TERN_ROWS: "rows", TERN_LINES: "lines", TERN_CHANNELS: "channels",
+                 TERN_TILES: "tiles"}
+
+_SHARED_BY_INPUTS = ("o_proj", "down_proj")  # only these may be channels: nothing else is as wide
 
 _ACTIVATIONS = {"relu2": TERN_RELU2, "silu": TERN_SILU}
 
@@ -254,10 +301,13 @@ cdef class _Tensors:
     cdef object given
     cdef set used
     cdef list held
+    cdef int layout
     cdef readonly Py_ssize_t ternary_bytes, other_bytes, n_parameters
 
-    def __cinit__(self, given):
+    def __cinit__(self, given, int layout):
+        packing_of(layout)
         self.given = given
+        self.layout = layout
         self.used = set()
         self.held = []
 
@@ -297,17 +347,17 @@ cdef class _Tensors:
         return <const float *>self.take(name, "F32", (n,))
 
     cdef tern_matrix matrix(self, prefix, n_out, n_in) except *:
-        """Return a packed plane of either orientation, and its scale."""
+        """Return a packed plane of an orientation that its layout has, and its scale."""
         cdef tern_matrix m
         weight = f"{prefix}.weight"
-        rows = (n_out, -(-n_in // TERN_BLOCK) * TERN_BLOCK_BYTES)
-        lines = (-(-n_out // TERN_PANEL), n_in, TERN_LINE_BYTES)
-        shape = tuple(self.given[weight][1]) if weight in self.given else rows
-        if shape not in (rows, lines):
-            raise ValueError(f"tensor {weight}: expected shape {rows} (output-major) or {lines} "
-                             f"(input-major), got {shape}")
-        m.plane = <const uint8_t *>self.take(weight, "U8", shape)
-        m.input_major = shape == lines
+        shapes = self.shapes(prefix, n_out, n_in)
+        shape = tuple(self.given[weight][1]) if weight in self.given else None
+        if shape is not None and shape not in shapes.values():
+            allowed = " or ".join(f"{shape} ({_ORIENTATIONS[o]})" for o, shape in shapes.items())
+            raise ValueError(f"tensor {weight}: expected shape {allowed}, got {shape}")
+        m.orientation = next((o for o, s in shapes.items() if s == shape), TERN_ROWS)
+        m.packing = packing_of(self.layout)
+        m.plane = <const uint8_t *>self.take(weight, "U8", shape or shapes[TERN_ROWS])
         m.n_out = n_out
         m.n_in = n_in
         m.scale = (<const float *>self.take(f"{prefix}.weight_scale", "F32", (1,)))[0]
@@ -316,6 +366,18 @@ cdef class _Tensors:
                              f"got {m.scale}")
         self.n_parameters += n_out * n_in - 1  # the scale is not a parameter
         return m
+
+    cdef dict shapes(self, prefix, n_out, n_in):
+        """Return the shape of a plane in each orientation it may have."""
+        if self.layout == 1:
+            return {TERN_ROWS: (n_out, -(-n_in // TERN_BLOCK) * TERN_BLOCK_BYTES),
+                    TERN_LINES: (-(-n_out // TERN_PANEL), n_in, TERN_LINE_BYTES)}
+        shapes = {TERN_ROWS: (n_out, -(-n_in // TERN_BLOCK3) * TERN_BLOCK3_BYTES),
+                  TERN_TILES: (-(-n_out // TERN_TILE_OUTPUTS), -(-n_in // TERN_TILE_CHANNELS),
+                               16, TERN_TILE_CHANNELS)}
+        if prefix.endswith(_SHARED_BY_INPUTS):
+            shapes[TERN_CHANNELS] = (n_in, -(-n_out // TERN_BLOCK3), TERN_BLOCK3_BYTES)
+        return shapes
 
     cdef refuse_rest(self):
         unknown = sorted(set(self.given) - self.used)
@@ -334,7 +396,8 @@ cdef class Model:
     def __cinit__(self, config, tensors, kernel=None):
         self.model.kernels = select_kernels(kernel)
         self.read_config(config)
-        self.tensors = _Tensors(tensors)
+        quantization = config.get("quantization_config") or {}
+        self.tensors = _Tensors(tensors, quantization.get("layout", 1))
         self.model.layers = <tern_layer *>calloc(self.model.config.n_layers, sizeof(tern_layer))
         if self.model.layers == NULL:
             raise MemoryError
@@ -344,6 +407,7 @@ cdef class Model:
         for i in range(self.model.config.n_layers):
             self.read_layer(i, attn_sub_norm, ffn_sub_norm)
         self.tensors.refuse_rest()
+        self.model.ternary_bytes = self.tensors.ternary_bytes
 
     def __dealloc__(self):
         free(self.model.layers)
@@ -365,6 +429,9 @@ cdef class Model:
         c.n_heads = _integer(config, "num_attention_heads", 1024)
         c.n_kv_heads = _integer(config, "num_key_value_heads", c.n_heads, c.n_heads)
         c.head_dim = _integer(config, "head_dim", 1024, c.hidden // c.n_heads)
+        if c.n_heads * c.head_dim > _DIMENSION_MAX:
+            raise ValueError(f"config: expected at most {_DIMENSION_MAX} attention outputs, got "
+                             f"{c.n_heads} heads of {c.head_dim}")
         c.eps = _number(config, "rms_norm_eps", 1e-12, 1.0)
         c.rope_theta = _number(config, "rope_theta", 1.0, 1e12)
         c.act = _ACTIVATIONS[_choice(config, "hidden_act", _ACTIVATIONS)]

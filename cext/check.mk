@@ -15,7 +15,7 @@ CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fvisibility=hidden -pthread -Ic
                  -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
 CHECK_ASAN    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 # What must run here, so that a green check cannot mean "not tested".
-CHECK_VARIANTS ?= scalar $(if $(filter x86_64,$(shell uname -m)),avx2) \
+CHECK_VARIANTS ?= scalar $(if $(filter x86_64,$(shell uname -m)),avx2 $(if $(shell grep -o -m1 avx512_vnni /proc/cpuinfo),avx512vnni)) \
                   $(if $(filter aarch64,$(shell uname -m)),neon)
 ARM_CC        := aarch64-linux-gnu-gcc
 ARM_QEMU      := qemu-aarch64

@@ -4,11 +4,21 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "ternary.h" nogil:
+    ctypedef enum tern_packing:
+        TERN_2BIT
+        TERN_BASE3
+
     enum:
+        TERN_PACKINGS
         TERN_BLOCK
         TERN_BLOCK_BYTES
         TERN_PANEL
+        TERN_BLOCK3
+        TERN_BLOCK3_BYTES
+        TERN_TILE_OUTPUTS
+        TERN_TILE_CHANNELS
         TERN_LINE_BYTES
+        TERN_X_PAD
         TERN_UNIT
         TERN_X_MAX
         TERN_IN_MAX
@@ -21,12 +31,17 @@ cdef extern from "ternary.h" nogil:
         const int8_t *live_x
         size_t n_live
 
+    ctypedef void tern_gemv_rows_fn(const uint8_t *, const tern_act *, int32_t *, const uint32_t *,
+                                    size_t, size_t)
+
     ctypedef struct tern_kernels:
         const char *name
         uint32_t needs
-        void (*gemv_rows)(const uint8_t *, const tern_act *, int32_t *, const uint32_t *, size_t,
-                          size_t) nogil
+        tern_gemv_rows_fn *gemv_rows[2]
         void (*gemv_cols)(const uint8_t *, const tern_act *, int32_t *, size_t, size_t) nogil
+        void (*gemv_tiles)(const uint8_t *, const tern_act *, int32_t *, size_t, size_t) nogil
+        void (*gemv_channels)(const uint8_t *, const tern_act *, size_t, int32_t *, size_t,
+                              size_t) nogil
         void (*dot_f16)(const uint16_t *, size_t, size_t, const float *, float *) nogil
         void (*dot_f32)(const float *, size_t, size_t, const float *, float *) nogil
         void (*mix_f32)(const float *, size_t, size_t, const float *, float *) nogil
@@ -34,7 +49,8 @@ cdef extern from "ternary.h" nogil:
     uint32_t tern_cpu_features()
     const tern_kernels *tern_select(uint32_t cpu, const char *forced)
     const tern_kernels *const *tern_variants()
-    size_t tern_find_bad_code(const uint8_t *data, size_t n_bytes)
+    size_t tern_row_bytes(tern_packing packing, size_t n_in)
+    size_t tern_find_bad_code(tern_packing packing, const uint8_t *data, size_t n_bytes)
 
 
 cdef extern from "forward.h" nogil:
@@ -52,10 +68,17 @@ cdef extern from "forward.h" nogil:
         double rope_theta
         tern_act_kind act
 
+    ctypedef enum tern_orientation:
+        TERN_ROWS
+        TERN_LINES
+        TERN_CHANNELS
+        TERN_TILES
+
     ctypedef struct tern_matrix:
         const uint8_t *plane
         size_t n_out, n_in
-        bint input_major
+        tern_orientation orientation
+        tern_packing packing
         float scale
 
     ctypedef struct tern_layer:
@@ -72,6 +95,7 @@ cdef extern from "forward.h" nogil:
         const float *final_norm
         tern_layer *layers
         const tern_kernels *kernels
+        size_t ternary_bytes
 
     ctypedef struct tern_counters:
         uint64_t multiplications, multiplications_skipped

@@ -11,8 +11,8 @@ def variants() -> list[str]:
 def supported_variants() -> list[str]:
     """Name every variant that this CPU can run, best first."""
 
-def check_trits(buffer: Buffer) -> None:
-    """Raise ValueError when a packed plane holds the illegal code 3."""
+def check_trits(buffer: Buffer, layout: int = 1) -> None:
+    """Raise ValueError when a packed plane of this layout holds an illegal byte."""
 
 class Kernels:
     """The kernel table of one variant, chosen once.  Its methods exist for tests and benchmarks."""
@@ -26,12 +26,20 @@ class Kernels:
     @property
     def name(self) -> str: ...
     def gemv_rows(
-        self, plane: Buffer, x: Buffer, y: Buffer, rows: Buffer | None = None, *, repeat: int = 1
+        self,
+        plane: Buffer,
+        x: Buffer,
+        y: Buffer,
+        rows: Buffer | None = None,
+        *,
+        layout: int = 1,
+        repeat: int = 1,
     ) -> None:
-        """Write ``y[r] = sum_k W[r, k] x[k]`` of an output-major plane.
+        """Write ``y[r] = sum_k W[r, k] x[k]`` of a plane of rows.
 
         Args:
-            plane: (out, ceil(in / 128) * 32) uint8.
+            plane: (out, ceil(in / 128) * 32) uint8; in layout 2 (out, ceil(in / 320) * 64).
+            layout: 1 (2 bit) or 2 (base 3).
             x: (in,) int8, from -127 to 127.
             y: (out,) int32; only the named rows are written.
             rows: (n,) uint32, or None for all.
@@ -47,7 +55,7 @@ class Kernels:
         *,
         repeat: int = 1,
     ) -> None:
-        """Write ``y[o] = sum_k W[o, k] x[k]`` of an input-major plane.
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of lines (layout 1).
 
         Args:
             plane: (panels, in, 64) uint8.
@@ -55,6 +63,27 @@ class Kernels:
             y: (panels * 256,) int32; only the units' outputs are written.
             live: (n,) uint32, ascending: the only inputs to visit; None for all.
             units: range of 128 outputs each; None for all.
+            repeat: how often to do it, for benchmarks.
+        """
+    def gemv_tiles(self, plane: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of tiles (layout 2).
+
+        Args:
+            plane: (panels, ceil(in / 4), 16, 4) uint8.
+            x: (in,) int8, from -127 to 127.
+            y: (panels * 80,) int32.
+            repeat: how often to do it, for benchmarks.
+        """
+    def gemv_channels(
+        self, plane: Buffer, x: Buffer, y: Buffer, live: Buffer | None = None, *, repeat: int = 1
+    ) -> None:
+        """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of channels (layout 2).
+
+        Args:
+            plane: (in, blocks, 64) uint8.
+            x: (in,) int8, from -127 to 127.
+            y: (blocks * 320,) int32.
+            live: (n,) uint32, ascending: the only inputs to visit; None for all.
             repeat: how often to do it, for benchmarks.
         """
     def dot_f16(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:

@@ -15,15 +15,18 @@ typedef struct shape {
     size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
     tern_act_kind act;
     bool sub_norms, is_tied;
-    unsigned output_major; /* bit i: plane i of q k v o gate up down */
+    unsigned rows; /* bit i: plane i of q k v o gate up down is rows */
+    tern_packing packing;
     uint64_t expected;
 } shape;
 
 static const shape shapes[] = {
-    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, 0x2cb6e822585796d9u },
-    { 131, 200, 341, 2, 2, 1, 100, TERN_RELU2, true, false, 0, 0x9a5ff091a951d254u },
-    { 64, 72, 546, 2, 3, 1, 20, TERN_SILU, false, false, 0x7f, 0x227f841137d72857u },
-    { 97, 130, 260, 2, 5, 5, 26, TERN_SILU, true, true, 0x55, 0xa00ce714575fa2b9u },
+    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_2BIT, 0x2cb6e822585796d9u },
+    { 131, 200, 341, 2, 2, 1, 100, TERN_RELU2, true, false, 0, TERN_2BIT, 0x9a5ff091a951d254u },
+    { 64, 72, 546, 2, 3, 1, 20, TERN_SILU, false, false, 0x7f, TERN_2BIT, 0x227f841137d72857u },
+    { 97, 130, 260, 2, 5, 5, 26, TERN_SILU, true, true, 0x55, TERN_2BIT, 0xa00ce714575fa2b9u },
+    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_BASE3, 0x98cd0294ace97dbbu },
+    { 131, 200, 341, 2, 2, 1, 100, TERN_SILU, true, false, 0x08, TERN_BASE3, 0xa76360c28171706au },
 };
 
 static uint64_t seed;
@@ -62,36 +65,52 @@ static uint16_t *random_f16(size_t n)
     return halves;
 }
 
-static tern_matrix random_matrix(size_t n_out, size_t n_in, bool output_major)
+/* Bytes of a plane in an orientation. */
+static size_t plane_bytes(const tern_matrix *w)
 {
-    const size_t bytes =
-        output_major ? n_out * ((n_in + 127) / 128 * 32) : (n_out + 255) / 256 * n_in * 64;
-    uint8_t *plane = allocate(bytes);
+    switch (w->orientation) {
+    case TERN_ROWS: return w->n_out * tern_row_bytes(w->packing, w->n_in);
+    case TERN_LINES: return (w->n_out + 255) / 256 * w->n_in * 64;
+    case TERN_CHANNELS: return w->n_in * tern_row_bytes(TERN_BASE3, w->n_out);
+    default: return (w->n_out + 79) / 80 * ((w->n_in + 3) / 4) * 64;
+    }
+}
+
+static tern_matrix random_matrix(const shape *s, int plane, size_t n_out, size_t n_in)
+{
+    const bool by_inputs = plane == 3 || plane == 6; /* o and down */
+    tern_matrix w = { .n_out = n_out, .n_in = n_in, .packing = s->packing };
+    w.orientation = s->rows >> plane & 1         ? TERN_ROWS
+                    : s->packing == TERN_2BIT ? TERN_LINES
+                    : by_inputs               ? TERN_CHANNELS
+                                              : TERN_TILES;
+    const size_t bytes = plane_bytes(&w);
+    uint8_t *codes = allocate(bytes);
     for (size_t i = 0; i < bytes; i++) {
         unsigned byte = 0;
-        for (int s = 0; s < 4; s++) byte |= random_u32() % 3 << 2 * s;
-        plane[i] = (uint8_t)byte;
+        for (int f = 0; f < 4; f++) byte |= random_u32() % 3 << 2 * f;
+        codes[i] = (uint8_t)(s->packing == TERN_BASE3 ? random_u32() % TERN_BYTE3_END : byte);
     }
-    const float scale = (float)(1 + random_u32() % 15) / 256.0f;
-    return (tern_matrix){ plane, n_out, n_in, !output_major, scale };
+    w.plane = codes;
+    w.scale = (float)(1 + random_u32() % 15) / 256.0f;
+    return w;
 }
 
 static tern_layer random_layer(const shape *s)
 {
     const size_t attention = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
-    const unsigned rows = s->output_major;
     tern_layer w;
     w.input_norm = random_norm(s->hidden);
     w.post_norm = random_norm(s->hidden);
     w.attn_sub_norm = s->sub_norms ? random_norm(attention) : NULL;
     w.ffn_sub_norm = s->sub_norms ? random_norm(s->ffn) : NULL;
-    w.q = random_matrix(attention, s->hidden, rows & 1);
-    w.k = random_matrix(kv, s->hidden, rows >> 1 & 1);
-    w.v = random_matrix(kv, s->hidden, rows >> 2 & 1);
-    w.o = random_matrix(s->hidden, attention, rows >> 3 & 1);
-    w.gate = random_matrix(s->ffn, s->hidden, rows >> 4 & 1);
-    w.up = random_matrix(s->ffn, s->hidden, rows >> 5 & 1);
-    w.down = random_matrix(s->hidden, s->ffn, rows >> 6 & 1);
+    w.q = random_matrix(s, 0, attention, s->hidden);
+    w.k = random_matrix(s, 1, kv, s->hidden);
+    w.v = random_matrix(s, 2, kv, s->hidden);
+    w.o = random_matrix(s, 3, s->hidden, attention);
+    w.gate = random_matrix(s, 4, s->ffn, s->hidden);
+    w.up = random_matrix(s, 5, s->ffn, s->hidden);
+    w.down = random_matrix(s, 6, s->hidden, s->ffn);
     return w;
 }
 

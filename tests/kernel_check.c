@@ -80,14 +80,17 @@ static int8_t x_of(size_t fill, size_t k)
     }
 }
 
-static void fill_codes(uint8_t *bytes, size_t n, size_t fill)
+static void fill_codes(tern_packing packing, uint8_t *bytes, size_t n, size_t fill)
 {
+    const unsigned base = packing == TERN_BASE3 ? 3 : 4, fields = packing == TERN_BASE3 ? 5 : 4;
     for (size_t i = 0; i < n; i++) {
         unsigned byte = 0;
-        for (int s = 0; s < 4; s++) byte |= (unsigned)code_of(fill) << 2 * s;
+        for (unsigned s = 0; s < fields; s++) byte = byte * base + code_of(fill);
         bytes[i] = (uint8_t)byte;
     }
 }
+
+static const char *const packings[TERN_PACKINGS] = { "2bit", "base3" };
 
 /* Finite and of every size: zeros, subnormals, ordinary numbers, the largest. */
 static uint16_t random_f16(void)
@@ -134,7 +137,7 @@ typedef struct fenced_act {
  */
 static fenced_act make_act(size_t n, size_t fill, int keep)
 {
-    const size_t padded = (n + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK;
+    const size_t padded = (n + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
     fenced_act f = { .x = fence(padded) };
     int8_t *x = f.x.data;
     for (size_t k = 0; k < n; k++) x[k] = x_of(fill, k);
@@ -168,10 +171,10 @@ static void release_act(fenced_act f)
 
 /* ---- the ops ---- */
 
-static void check_rows(check *c, size_t n_rows, size_t n, size_t fill, int keep)
+static void check_rows(check *c, tern_packing p, size_t n_rows, size_t n, size_t fill, int keep)
 {
-    char what[99];
-    const size_t bytes = n_rows * ((n + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK_BYTES);
+    char what[160];
+    const size_t bytes = n_rows * tern_row_bytes(p, n);
     fenced plane = fence(bytes), want = fence(n_rows * 4), got = fence(n_rows * 4);
     fenced rows = fence((n_rows + 1) / 2 * sizeof(uint32_t));
     fenced_act a = make_act(n, fill, 0);
@@ -179,12 +182,12 @@ static void check_rows(check *c, size_t n_rows, size_t n, size_t fill, int keep)
     const uint32_t *list = keep ? rows.data : NULL;
     const size_t end = keep == 2 ? 0 : keep ? (n_rows + 1) / 2 : n_rows;
 
-    fill_codes(plane.data, bytes, fill);
+    fill_codes(p, plane.data, bytes, fill);
     memset(want.data, 0x88, n_rows * 4);
     memset(got.data, 0x88, n_rows * 4);
-    c->scalar->gemv_rows(plane.data, &a.act, want.data, list, 0, end);
-    c->variant->gemv_rows(plane.data, &a.act, got.data, list, 0, end);
-    snprintf(what, sizeof what, "gemv_rows %zu x %zu %s list %d", n_rows, n, fills[fill], keep);
+    c->scalar->gemv_rows[p](plane.data, &a.act, want.data, list, 0, end);
+    c->variant->gemv_rows[p](plane.data, &a.act, got.data, list, 0, end);
+    snprintf(what, sizeof what, "gemv_rows %s %zu x %zu %s list %d", packings[p], n_rows, n, fills[fill], keep);
     compare(c, what, want.data, got.data, n_rows * 4);
     release_act(a);
     release(plane), release(want), release(got), release(rows);
@@ -192,13 +195,14 @@ static void check_rows(check *c, size_t n_rows, size_t n, size_t fill, int keep)
 
 static void check_cols(check *c, size_t panels, size_t n, size_t fill, int keep)
 {
-    char what[99];
+    char what[160];
     const size_t bytes = panels * n * TERN_LINE_BYTES, y_bytes = panels * TERN_PANEL * 4;
+    const size_t units = 2 * panels;
     fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
     fenced_act a = make_act(n, fill, keep);
-    fill_codes(plane.data, bytes, fill);
-    for (size_t begin = 0; begin < 2 * panels; begin++) {
-        for (size_t end = begin; end <= 2 * panels; end++) {
+    fill_codes(TERN_2BIT, plane.data, bytes, fill);
+    for (size_t begin = 0; begin < units; begin++) {
+        for (size_t end = begin; end <= units; end++) {
             memset(want.data, 0x88, y_bytes);
             memset(got.data, 0x88, y_bytes);
             c->scalar->gemv_cols(plane.data, &a.act, want.data, begin, end);
@@ -212,9 +216,52 @@ static void check_cols(check *c, size_t panels, size_t n, size_t fill, int keep)
     release(plane), release(want), release(got);
 }
 
+static void check_tiles(check *c, size_t panels, size_t n, size_t fill)
+{
+    char what[160];
+    const size_t bytes = panels * ((n + 3) / 4) * TERN_LINE_BYTES;
+    const size_t y_bytes = panels * TERN_TILE_OUTPUTS * 4;
+    fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
+    fenced_act a = make_act(n, fill, 0);
+    fill_codes(TERN_BASE3, plane.data, bytes, fill);
+    for (size_t begin = 0; begin < panels; begin++) {
+        memset(want.data, 0x88, y_bytes);
+        memset(got.data, 0x88, y_bytes);
+        c->scalar->gemv_tiles(plane.data, &a.act, want.data, begin, panels);
+        c->variant->gemv_tiles(plane.data, &a.act, got.data, begin, panels);
+        snprintf(what, sizeof what, "gemv_tiles %zu panels x %zu %s from %zu", panels, n,
+                 fills[fill], begin);
+        compare(c, what, want.data, got.data, y_bytes);
+    }
+    release_act(a);
+    release(plane), release(want), release(got);
+}
+
+static void check_channels(check *c, size_t n_out, size_t n, size_t fill, int keep)
+{
+    char what[160];
+    const size_t channel = tern_row_bytes(TERN_BASE3, n_out), y_bytes = channel * 5 * 4;
+    fenced plane = fence(channel * n), want = fence(y_bytes), got = fence(y_bytes);
+    fenced_act a = make_act(n, fill, keep);
+    const size_t visited = keep ? a.act.n_live : n;
+    fill_codes(TERN_BASE3, plane.data, channel * n, fill);
+    for (size_t part = 0; part < 3; part++) { /* all, the first third, the rest */
+        const size_t begin = part == 2 ? visited / 3 : 0, end = part == 1 ? visited / 3 : visited;
+        memset(want.data, 0x88, y_bytes);
+        memset(got.data, 0x88, y_bytes);
+        c->scalar->gemv_channels(plane.data, &a.act, n_out, want.data, begin, end);
+        c->variant->gemv_channels(plane.data, &a.act, n_out, got.data, begin, end);
+        snprintf(what, sizeof what, "gemv_channels %zu x %zu %s list %d part %zu", n_out, n,
+                 fills[fill], keep, part);
+        compare(c, what, want.data, got.data, y_bytes);
+    }
+    release_act(a);
+    release(plane), release(want), release(got);
+}
+
 static void check_floats(check *c, size_t n_rows, size_t n)
 {
-    char what[99];
+    char what[160];
     fenced halves = fence(n_rows * n * 2), rows = fence(n_rows * n * 4), x = fence(n * 4);
     fenced w = fence(n_rows * 4), want = fence((n_rows + n) * 4), got = fence((n_rows + n) * 4);
     for (size_t i = 0; i < n_rows * n; i++) ((uint16_t *)halves.data)[i] = random_f16();
@@ -244,24 +291,113 @@ static void check_floats(check *c, size_t n_rows, size_t n)
 /* Sizes around every unroll, block, widening and prefetch boundary of the variants. */
 static const size_t inputs[] = {
     1,   2,   3,   32,   48,   49,   50,   127,  128,  129,  130,  255,
-    256, 257, 341, 1024, 1025, 1152, 1920, 2048, 2049, 2176, 4224, 6912
+    256, 257, 319, 320, 321, 341, 640, 1024, 1025, 1152, 1920, 2048, 2049, 2176, 4224, 6912
 };
 static const size_t lengths[] = { 1,  2,  7,  8,  9,  15, 16, 17,  31,  32,
                                   33, 39, 40, 63, 64, 65, 96, 100, 128, 255 };
 
+enum { GEMM_TOKENS = 6 }; /* not a multiple of what variants take at a time */
+
+typedef enum orientation { ROWS_2BIT, ROWS_BASE3, LINES, TILES, CHANNELS, ORIENTATIONS } orientation;
+
+static tern_gemm_fn *gemm_of(const tern_kernels *k, orientation o)
+{
+    switch (o) {
+    case ROWS_2BIT: return k->gemm_rows[TERN_2BIT];
+    case ROWS_BASE3: return k->gemm_rows[TERN_BASE3];
+    case LINES: return k->gemm_cols;
+    case TILES: return k->gemm_tiles;
+    default: return k->gemm_channels;
+    }
+}
+
+static void scalar_gemv(const tern_kernels *k, orientation o, const uint8_t *plane,
+                        const tern_act *a, int32_t *y, size_t n_out, size_t begin, size_t end)
+{
+    switch (o) {
+    case ROWS_2BIT: k->gemv_rows[TERN_2BIT](plane, a, y, NULL, begin, end); break;
+    case ROWS_BASE3: k->gemv_rows[TERN_BASE3](plane, a, y, NULL, begin, end); break;
+    case LINES: k->gemv_cols(plane, a, y, begin, end); break;
+    case TILES: k->gemv_tiles(plane, a, y, begin, end); break;
+    default: k->gemv_channels(plane, a, n_out, y, 0, a->n); break; /* begin, end: all blocks */
+    }
+}
+
+/* Outputs of `units` items, and bytes of the plane. */
+static void sizes(orientation o, size_t units, size_t n, size_t *outputs, size_t *bytes)
+{
+    switch (o) {
+    case ROWS_2BIT: *outputs = units, *bytes = units * tern_row_bytes(TERN_2BIT, n); break;
+    case ROWS_BASE3: *outputs = units, *bytes = units * tern_row_bytes(TERN_BASE3, n); break;
+    case LINES: *outputs = units * TERN_UNIT, *bytes = (units + 1) / 2 * n * 64; break;
+    case TILES: *outputs = units * TERN_TILE_OUTPUTS, *bytes = units * ((n + 3) / 4) * 64; break;
+    default: *outputs = units * TERN_BLOCK3, *bytes = n * units * 64;
+    }
+}
+
+static void check_gemm(check *c, orientation o, size_t units, size_t begin, size_t n, size_t fill)
+{
+    tern_gemm_fn *gemm = gemm_of(c->variant, o);
+    if (!gemm) return;
+    char what[160];
+    size_t outputs, bytes;
+    sizes(o, units, n, &outputs, &bytes);
+    const size_t stride = (outputs + TERN_PANEL) / TERN_PANEL * TERN_PANEL;
+    const size_t y_bytes = (GEMM_TOKENS * stride) * 4;
+    fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
+    fenced_act acts[GEMM_TOKENS];
+    const tern_act *a[GEMM_TOKENS];
+    for (size_t t = 0; t < GEMM_TOKENS; t++) {
+        acts[t] = make_act(n, fill, 0);
+        a[t] = &acts[t].act;
+    }
+    fill_codes(o == ROWS_2BIT || o == LINES ? TERN_2BIT : TERN_BASE3, plane.data, bytes, fill);
+    memset(want.data, 0x88, y_bytes);
+    memset(got.data, 0x88, y_bytes);
+    for (size_t t = 0; t < GEMM_TOKENS; t++)
+        scalar_gemv(c->scalar, o, plane.data, a[t], (int32_t *)want.data + t * stride, outputs, begin,
+                    units);
+    gemm(plane.data, a, GEMM_TOKENS, got.data, stride, outputs, begin, units);
+    snprintf(what, sizeof what, "gemm %d: %zu units from %zu x %zu %s", (int)o, units, begin, n,
+             fills[fill]);
+    compare(c, what, want.data, got.data, y_bytes);
+    for (size_t t = 0; t < GEMM_TOKENS; t++) release_act(acts[t]);
+    release(plane), release(want), release(got);
+}
+
+static void check_gemms(check *c, size_t n, size_t fill)
+{
+    for (size_t units = 1; units <= 3; units++)
+        for (orientation o = ROWS_2BIT; o < ORIENTATIONS; o++)
+            check_gemm(c, o, units, o == CHANNELS ? 0 : units / 2, n, fill);
+    if (n > 700) return;
+    check_gemm(c, ROWS_2BIT, 77, 3, n, fill);
+    check_gemm(c, ROWS_BASE3, 77, 3, n, fill);
+}
+
+static void check_products(check *c, size_t n, size_t fill)
+{
+    static const size_t rows[] = { 1, 2, 3, 7 };
+    for (tern_packing p = 0; p < TERN_PACKINGS; p++)
+        for (size_t r = 0; r < COUNT(rows); r++)
+            for (int keep = 0; keep < 3; keep++) check_rows(c, p, rows[r], n, fill, keep);
+    const size_t most = n < 400 ? 2 : 1;
+    for (size_t panels = 1; panels <= most; panels++)
+        for (int keep = 0; keep < 4; keep++) check_cols(c, panels, n, fill, keep);
+    for (size_t panels = 1; panels <= most + 1; panels++) check_tiles(c, panels, n, fill);
+    for (size_t blocks = 1; blocks <= most; blocks++)
+        for (int keep = 0; keep < 4; keep++)
+            check_channels(c, blocks * TERN_BLOCK3 - 7, n, fill, keep);
+    check_gemms(c, n, fill);
+}
+
 static bool check_variant(const tern_kernels *scalar, const tern_kernels *variant)
 {
     check c = { scalar, variant, 0, 0 };
-    static const size_t rows[] = { 1, 2, 3, 7 }, counts[] = { 1, 2, 3, 4, 5, 7, 8, 9, 33 };
+    static const size_t counts[] = { 1, 2, 3, 4, 5, 7, 8, 9, 33 };
     seed = 1;
-    for (size_t fill = 0; fill < COUNT(fills); fill++) {
-        for (size_t i = 0; i < COUNT(inputs); i++) {
-            for (size_t r = 0; r < COUNT(rows); r++)
-                for (int keep = 0; keep < 3; keep++) check_rows(&c, rows[r], inputs[i], fill, keep);
-            for (size_t panels = 1; panels <= (inputs[i] < 400 ? 2 : 1); panels++)
-                for (int keep = 0; keep < 4; keep++) check_cols(&c, panels, inputs[i], fill, keep);
-        }
-    }
+    for (size_t fill = 0; fill < COUNT(fills); fill++)
+        for (size_t i = 0; i < COUNT(inputs); i++) check_products(&c, inputs[i], fill);
     for (size_t r = 0; r < COUNT(counts); r++)
         for (size_t i = 0; i < COUNT(lengths); i++) check_floats(&c, counts[r], lengths[i]);
     printf("%-12s %ld comparisons, %ld failed\n", variant->name, c.done, c.failed);

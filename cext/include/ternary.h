@@ -1,18 +1,25 @@
 /* ternary.h - the kernel contract.  Every variant implements exactly this.
  *
  * Terms   trit    a weight in {-1, 0, +1}
- *         code    a trit as stored: trit + 1, in {0, 1, 2}; code 3 never occurs
- *         block   TERN_BLOCK trits in TERN_BLOCK_BYTES bytes:
- *                 byte j = code[j] | code[32 + j] << 2 | code[64 + j] << 4 | code[96 + j] << 6
- *         plane   a packed (out, in) matrix of trits, in one of two orientations
+ *         code    a trit as stored: trit + 1, in {0, 1, 2}
+ *         block   the trits that share a run of bytes, one field a trit:
  *
- *   output-major  (out, ceil(in / 128) * 32) uint8: a row is the blocks of one output
- *   input-major   (ceil(out / 256), in, 64) uint8: a line is one input channel of 256 outputs
+ *   2 bit    128 trits in 32 bytes   byte j = c[j] | c[32 + j] << 2 | c[64 + j] << 4 | c[96 + j] << 6
+ *            code 3 never occurs
+ *   base 3   320 trits in 64 bytes   byte j = c[j] + 3 c[64 + j] + 9 c[128 + j] + 27 c[192 + j]
+ *                                             + 81 c[256 + j];  the bytes 243 to 255 never occur
  *
- *                 panel 0                      panel 1
- *       line 0    [block 0 | block 1]          [block 0 | block 1]       64 bytes, one cache line
- *       line 1    [block 0 | block 1]          ...
- *       ...         unit 0    unit 1             unit 2    unit 3        unit: 128 outputs
+ *         plane   a packed (out, in) matrix of trits, in one of these orientations
+ *
+ *   rows      (out, blocks of in, block bytes)   a row is the blocks of one output
+ *   lines     (ceil(out / 256), in, 64)          2 bit: a line is one input channel of a panel of
+ *                                                256 outputs, two blocks, each a unit of work
+ *   channels  (in, blocks of out, 64)            base 3: rows of the transpose
+ *   tiles     (ceil(out / 80), ceil(in / 4), 64) base 3: field f of byte 4 j + c of tile (p, q) is
+ *                                                output 80 p + 16 f + j, channel 4 q + c
+ *
+ * Lines and channels skip zero activations, rows skip outputs that nobody wants, tiles are one
+ * sequential stream for matrices where there is nothing to skip.
  *
  * Codes are unsigned, so a variant may compute sum code * x and subtract sum x at the end:
  *       sum trit * x = sum code * x - sum x.
@@ -25,23 +32,41 @@
 #include <stddef.h>
 #include <stdint.h>
 
+typedef enum tern_packing { TERN_2BIT, TERN_BASE3, TERN_PACKINGS } tern_packing;
+
 enum {
-    TERN_BLOCK = 128, /* trits; padding is code 1, trit 0 */
+    TERN_BLOCK = 128, /* 2 bit: trits; padding is code 1, trit 0 */
     TERN_BLOCK_BYTES = 32,
-    TERN_PANEL = 256, /* outputs of one input-major line */
+    TERN_PANEL = 256, /* outputs of one line */
+    TERN_UNIT = 128,  /* outputs: the grain of work in a plane of lines */
+
+    TERN_BLOCK3 = 320, /* base 3: trits */
+    TERN_BLOCK3_BYTES = 64,
+    TERN_TILE_OUTPUTS = 80,
+    TERN_TILE_CHANNELS = 4,
+    TERN_BYTE3_END = 243, /* 3^5: the first byte that is no five codes */
+
     TERN_LINE_BYTES = 64,
-    TERN_UNIT = 128,      /* outputs: the grain of work in an input-major plane */
+    TERN_X_PAD = 1280,    /* activations are padded to it: a whole number of blocks of both kinds */
     TERN_X_MAX = 127,     /* |x[k]| bound: -128 is not a legal activation */
-    TERN_IN_MAX = 1 << 23 /* inputs; |sum code * x| <= 2 * 127 * 2^23 < 2^31 */
+    TERN_IN_MAX = 1 << 16 /* inputs; a variant may sum byte * x of base 3, and 242 * 127 * 2^16 */
 };
-_Static_assert(2LL * TERN_X_MAX * TERN_IN_MAX <= INT32_MAX, "int32 sum would overflow");
+_Static_assert(242LL * TERN_X_MAX * TERN_IN_MAX <= INT32_MAX, "int32 sum would overflow");
+
+/* Bytes of one row of a plane of rows. */
+static inline size_t tern_row_bytes(tern_packing packing, size_t n_in)
+{
+    return packing == TERN_BASE3
+               ? (n_in + TERN_BLOCK3 - 1) / TERN_BLOCK3 * TERN_BLOCK3_BYTES
+               : (n_in + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK_BYTES;
+}
 
 /* One vector of quantised activations.
  *
  * Channels that are exactly zero contribute nothing; `live` names the others.  When `live` is NULL
  * every channel is visited. */
 typedef struct tern_act {
-    const int8_t *x;      /* (ceil(n / 128) * 128,) in [-TERN_X_MAX, TERN_X_MAX]; padding is 0 */
+    const int8_t *x;      /* (ceil(n / TERN_X_PAD) * TERN_X_PAD,) in [-TERN_X_MAX, TERN_X_MAX]; padding is 0 */
     size_t n;             /* inputs, 0 < n <= TERN_IN_MAX */
     int32_t sum;          /* sum_k x[k] */
     const uint32_t *live; /* (n_live,) ascending k, or NULL */
@@ -49,17 +74,17 @@ typedef struct tern_act {
     size_t n_live;
 } tern_act;
 
-/* Output-major GEMV.  For every i in [begin, end), with r = rows ? rows[i] : i:
+/* GEMV over rows.  For every i in [begin, end), with r = rows ? rows[i] : i:
  *
  *       y[r] = sum_k W[r, k] * x[k]
  *
- *   plane  (out, ceil(a->n / 128) * 32) uint8   no alignment needed
+ *   plane  (out, tern_row_bytes) uint8   no alignment needed, 64 is best
  *   y      (out,) int32   only the named rows are written; other rows are not read either
  *   rows   (>= end,) uint32, or NULL for all */
 typedef void tern_gemv_rows_fn(const uint8_t *plane, const tern_act *a, int32_t *y,
                                const uint32_t *rows, size_t begin, size_t end);
 
-/* Input-major GEMV.  For every unit u in [begin, end) and every o in [128 u, 128 u + 128):
+/* GEMV over lines (2 bit).  For every unit u in [begin, end) and every o in [128 u, 128 u + 128):
  *
  *       y[o] = sum_k W[o, k] * x[k]       over a->live, or over all k
  *
@@ -68,6 +93,30 @@ typedef void tern_gemv_rows_fn(const uint8_t *plane, const tern_act *a, int32_t 
  */
 typedef void tern_gemv_cols_fn(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
                                size_t end);
+
+/* GEMV over tiles (base 3).  For every panel p in [begin, end) and every o in [80 p, 80 p + 80):
+ *
+ *       y[o] = sum_k W[o, k] * x[k]       over all k
+ *
+ *   plane  (panels, ceil(a->n / 4), 64) uint8   no alignment needed, 64 is best
+ *   y      (panels * 80,) int32   outputs of other panels are untouched; padding outputs are 0 */
+typedef void tern_gemv_tiles_fn(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
+                                size_t end);
+
+/* GEMV over channels (base 3): the share of some channels in every output,
+ *
+ *       y[o] = sum_i W[o, k(i)] * x[k(i)]  for i in [begin, end), k(i) = live ? live[i] : i
+ *
+ *   plane  (a->n, ceil(n_out / 320), 64) uint8   no alignment needed, 64 is best
+ *   y      (ceil(n_out / 320) * 320,) int32      overwritten; padding outputs are 0 */
+typedef void tern_gemv_channels_fn(const uint8_t *plane, const tern_act *a, size_t n_out, int32_t *y,
+                                   size_t begin, size_t end);
+
+/* GEMM: the products of a GEMV for a block of tokens; every token has the same a->n, and every
+ * channel is visited.  Row t of y is y + t * stride.  [begin, end) counts rows, units of lines, or
+ * panels of tiles, as in the GEMV; over channels it counts blocks of 320 outputs. */
+typedef void tern_gemm_fn(const uint8_t *plane, const tern_act *const *a, size_t n_tokens, int32_t *y,
+                          size_t stride, size_t n_out, size_t begin, size_t end);
 
 /* Dot products: y[r] = sum_i rows[r * n + i] * x[i] in float32.
  *
@@ -90,7 +139,7 @@ typedef void tern_mix_f32_fn(const float *rows, size_t n_rows, size_t n, const f
 enum tern_cpu {
     TERN_CPU_AVX2 = 1u << 0,
     TERN_CPU_F16C = 1u << 1,
-    TERN_CPU_AVX512VNNI = 1u << 2, /* F, BW, VL and VNNI together */
+    TERN_CPU_AVX512VNNI = 1u << 2, /* F, BW, VL, VNNI and VBMI together: Ice Lake, Zen 4 and later */
     TERN_CPU_NEON = 1u << 3,
     TERN_CPU_DOTPROD = 1u << 4,
     TERN_CPU_I8MM = 1u << 5,
@@ -101,8 +150,12 @@ enum tern_cpu {
 typedef struct tern_kernels {
     const char *name;
     uint32_t needs;
-    tern_gemv_rows_fn *gemv_rows;
+    tern_gemv_rows_fn *gemv_rows[TERN_PACKINGS];
     tern_gemv_cols_fn *gemv_cols;
+    tern_gemv_tiles_fn *gemv_tiles;
+    tern_gemv_channels_fn *gemv_channels;
+    tern_gemm_fn *gemm_rows[TERN_PACKINGS]; /* NULL: the GEMV once a token is as good; so below */
+    tern_gemm_fn *gemm_cols, *gemm_tiles, *gemm_channels;
     tern_dot_f16_fn *dot_f16;
     tern_dot_f32_fn *dot_f32;
     tern_mix_f32_fn *mix_f32;
@@ -118,7 +171,7 @@ const tern_kernels *tern_select(uint32_t cpu, const char *forced);
 /* All variants compiled in, best first, NULL-terminated. */
 const tern_kernels *const *tern_variants(void);
 
-/* Index of the first byte that holds the illegal code 3, or `n_bytes` when there is none. */
-size_t tern_find_bad_code(const uint8_t *bytes, size_t n_bytes);
+/* Index of the first byte that holds an illegal code, or `n_bytes` when there is none. */
+size_t tern_find_bad_code(tern_packing packing, const uint8_t *bytes, size_t n_bytes);
 
 #endif

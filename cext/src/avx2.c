@@ -317,8 +317,10 @@ ISA static void mix_f32_avx2(const float *rows, size_t n_rows, size_t n, const f
 const tern_kernels tern_avx2 = {
     .name = "avx2",
     .needs = TERN_CPU_AVX2 | TERN_CPU_F16C,
-    .gemv_rows = gemv_rows_avx2,
+    .gemv_rows = { gemv_rows_avx2, gemv_rows_base3_scalar },
     .gemv_cols = gemv_cols_avx2,
+    .gemv_tiles = gemv_tiles_scalar,
+    .gemv_channels = gemv_channels_scalar,
     .dot_f16 = dot_f16_avx2,
     .dot_f32 = dot_f32_avx2,
     .mix_f32 = mix_f32_avx2,

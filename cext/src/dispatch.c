@@ -14,6 +14,7 @@ enum { HWCAP_ASIMDDP_BIT = 1u << 20, HWCAP2_I8MM_BIT = 1u << 13 };
 /* best first */
 static const tern_kernels *const variants[] = {
 #if defined(__x86_64__)
+    &tern_avx512vnni,
     &tern_avx2,
 #elif defined(__aarch64__)
     &tern_neon,
@@ -36,7 +37,8 @@ uint32_t tern_cpu_features(void)
     if (__builtin_cpu_supports("avx2")) cpu |= TERN_CPU_AVX2;
     if (__builtin_cpu_supports("f16c")) cpu |= TERN_CPU_F16C;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi"))
         cpu |= TERN_CPU_AVX512VNNI;
 #elif defined(__aarch64__)
     cpu |= TERN_CPU_NEON; /* mandatory in the ABI */
@@ -56,7 +58,7 @@ const tern_kernels *tern_select(uint32_t cpu, const char *forced)
 }
 
 /* Code 3 has both bits set: look for a bit pair 11, eight bytes at a time. */
-size_t tern_find_bad_code(const uint8_t *bytes, size_t n_bytes)
+static size_t find_code_3(const uint8_t *bytes, size_t n_bytes)
 {
     size_t i = 0;
     for (; i + 8 <= n_bytes; i += 8) {
@@ -67,4 +69,23 @@ size_t tern_find_bad_code(const uint8_t *bytes, size_t n_bytes)
     for (; i < n_bytes; i++)
         if (bytes[i] & bytes[i] >> 1 & 0x55) return i;
     return n_bytes;
+}
+
+/* Runs of 64 bytes whose largest is looked at first: that loop becomes vector code. */
+static size_t find_byte_243(const uint8_t *bytes, size_t n_bytes)
+{
+    size_t i = 0;
+    for (; i + 64 <= n_bytes; i += 64) {
+        uint8_t largest = 0;
+        for (size_t j = 0; j < 64; j++) largest = bytes[i + j] > largest ? bytes[i + j] : largest;
+        if (largest >= TERN_BYTE3_END) break;
+    }
+    for (; i < n_bytes; i++)
+        if (bytes[i] >= TERN_BYTE3_END) return i;
+    return n_bytes;
+}
+
+size_t tern_find_bad_code(tern_packing packing, const uint8_t *bytes, size_t n_bytes)
+{
+    return packing == TERN_BASE3 ? find_byte_243(bytes, n_bytes) : find_code_3(bytes, n_bytes);
 }

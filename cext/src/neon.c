@@ -215,8 +215,10 @@ static void mix_f32_neon(const float *rows, size_t n_rows, size_t n, const float
 const tern_kernels tern_neon = {
     .name = "neon",
     .needs = TERN_CPU_NEON,
-    .gemv_rows = gemv_rows_neon,
+    .gemv_rows = { gemv_rows_neon, gemv_rows_base3_scalar },
     .gemv_cols = gemv_cols_neon,
+    .gemv_tiles = gemv_tiles_scalar,
+    .gemv_channels = gemv_channels_scalar,
     .dot_f16 = dot_f16_neon,
     .dot_f32 = dot_f32_neon,
     .mix_f32 = mix_f32_neon,

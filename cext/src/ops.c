@@ -49,11 +49,11 @@ static size_t list_channels(const int8_t *x, size_t n, uint32_t *live, int8_t *l
     return n_live;
 }
 
-void quantize(const float *x, size_t n, bool list_live, quantized *q)
+void quantize(const float *x, size_t n, quantized *q)
 {
     const float largest = absmax(x, n);
     const float a = (float)TERN_X_MAX / (largest > ABSMAX_FLOOR ? largest : ABSMAX_FLOOR);
-    const size_t padded = (n + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK;
+    const size_t padded = (n + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
     int32_t sum = 0, n_zero = 0;
     for (size_t i = 0; i < n; i++) q->x[i] = quantize_one(x[i], a);
     memset(q->x + n, 0, padded - n);
@@ -64,11 +64,13 @@ void quantize(const float *x, size_t n, bool list_live, quantized *q)
     q->inverse = 1.0f / a;
     q->n_zero = (size_t)n_zero;
     q->act = (tern_act){ .x = q->x, .n = n, .sum = sum };
-    if (list_live) {
-        q->act.n_live = list_channels(q->x, n, q->live, q->live_x);
-        q->act.live = q->live;
-        q->act.live_x = q->live_x;
-    }
+}
+
+void list_live(quantized *q)
+{
+    q->act.n_live = list_channels(q->x, q->act.n, q->live, q->live_x);
+    q->act.live = q->live;
+    q->act.live_x = q->live_x;
 }
 
 void dequantize(const int32_t *z, size_t n, float scale, float *y)

@@ -22,9 +22,11 @@ typedef struct quantized {
 void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, size_t n, float eps,
               float *y);
 
-/* q = round_half_even(x * a), a = 127 / max(max |x|, 1e-5); with the list of live channels when
- * `list_live`. */
-void quantize(const float *x, size_t n, bool list_live, quantized *q);
+/* q = round_half_even(x * a), a = 127 / max(max |x|, 1e-5); all channels are visited. */
+void quantize(const float *x, size_t n, quantized *q);
+
+/* Visit only the channels that are not 0. */
+void list_live(quantized *q);
 
 /* y = z * scale, and y += z * scale */
 void dequantize(const int32_t *z, size_t n, float scale, float *y);

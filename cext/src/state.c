@@ -19,7 +19,7 @@ static size_t larger(size_t a, size_t b)
 
 static bool take_quantized(tern_state *s, quantized *q)
 {
-    const size_t capacity = s->z_stride; /* a whole number of blocks */
+    const size_t capacity = s->z_stride; /* a whole number of blocks of every kind */
     return (q->x = take(s, capacity, 1)) && (q->live = take(s, capacity, sizeof *q->live)) &&
            (q->live_x = take(s, capacity + 1, 1));
 }
@@ -46,6 +46,7 @@ static bool take_scratch(tern_state *s)
     if (!(s->counters = take(s, c->n_layers, sizeof *s->counters))) return false;
     for (size_t i = 0; i < 3; i++)
         if (!(s->z[i] = take(s, B * s->z_stride, sizeof(int32_t)))) return false;
+    if (!(s->partial = take(s, TERN_THREADS_MAX * s->z_stride, sizeof(int32_t)))) return false;
     uint32_t *open = take(s, B * c->ffn, sizeof *open);
     if (!open) return false;
     for (size_t t = 0; t < B; t++) s->open[t] = open + t * c->ffn;
@@ -64,7 +65,7 @@ tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_thr
     s->context = context;
     s->zero_skip = zero_skip;
     s->width = larger(larger(c->hidden, c->ffn), c->n_heads * c->head_dim);
-    s->z_stride = (s->width + TERN_PANEL - 1) / TERN_PANEL * TERN_PANEL;
+    s->z_stride = (s->width + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
     s->pool = pool_new(n_threads);
     if (!s->pool || !take_caches(s) || !take_scratch(s)) {
         tern_state_free(s);

@@ -29,18 +29,19 @@ struct tern_state {
     float *cosines, *sines; /* (context, head_dim / 2) */
 
     size_t width;                      /* widest vector: max(hidden, ffn, n_heads * head_dim) */
-    size_t z_stride;                   /* width, up to a whole panel */
+    size_t z_stride;                   /* width, up to whole panels and blocks of every kind */
     float *x;                          /* (B, hidden)              residual stream */
     float *h;                          /* (B, width)               a matrix's float input */
     float *queries;                    /* (B, n_heads * head_dim)  rotated */
     float *gates;                      /* (B, ffn)                 activated */
     int32_t *z[3];                     /* (B, z_stride) each       integer products */
+    int32_t *partial;                  /* (TERN_THREADS_MAX, z_stride)  shares of sums */
     quantized in[TERN_TOKENS_BLOCK];   /* a matrix's quantised input */
     uint32_t *open[TERN_TOKENS_BLOCK]; /* (ffn,) rows of up to compute */
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
 
-    void *owned[64]; /* all of the above, for tern_state_free */
+    void *owned[256]; /* all of the above, for tern_state_free */
     size_t n_owned;
 };
 

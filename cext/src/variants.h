@@ -8,7 +8,13 @@
 
 extern const tern_kernels tern_scalar;
 extern const tern_kernels tern_avx2;
+extern const tern_kernels tern_avx512vnni;
 extern const tern_kernels tern_neon;
+
+/* For a variant that has no better one yet. */
+tern_gemv_rows_fn gemv_rows_base3_scalar;
+tern_gemv_tiles_fn gemv_tiles_scalar;
+tern_gemv_channels_fn gemv_channels_scalar;
 
 enum {
     DOT_LANES = 16,     /* partial sums of a float dot product */

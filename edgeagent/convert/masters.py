@@ -7,6 +7,7 @@ Masters are what training saves: float weights that the model ternarises in ever
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeagent.convert.pack import pack_input_major, pack_output_major, ternarise_absmean
+from edgeagent.convert.pack import choose_layout, pack_plane, ternarise_absmean
 from edgeagent.errors import ModelError
 from edgeagent.model.files import (
     CONFIG_NAME,
     INDEX_NAME,
-    LAYOUT,
     QUANT_METHOD,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -45,11 +45,10 @@ def _as_float32(dtype: str, shape: tuple[int, ...], data: memoryview) -> NDArray
     return np.frombuffer(data, kind).astype(np.float32).reshape(shape)
 
 
-def _pack(name: str, weights: NDArray[np.float32], relu2: bool) -> Iterator[Tensor]:
+def _pack(name: str, weights: NDArray[np.float32], relu2: bool, layout: int) -> Iterator[Tensor]:
     if name.endswith(tuple(f"{p}.weight" for p in PROJECTIONS)):
         trits, scale = ternarise_absmean(weights)
-        by_rows = relu2 and name.endswith("up_proj.weight")
-        packed = pack_output_major(trits) if by_rows else pack_input_major(trits)
+        packed = pack_plane(trits, name.split(".")[-2], relu2=relu2, layout=layout)
         yield name, "U8", packed.shape, packed.tobytes()
         yield f"{name}_scale", "F32", (1,), scale.tobytes()
     elif name in _HEADS:
@@ -83,8 +82,23 @@ def _check_source(config: Mapping[str, Any], source: Path) -> None:
         raise ModelError(f"{source}: expected float masters, this checkpoint is already packed")
 
 
-def convert_masters(source: Path, target: Path) -> None:
+def _count_trits(source: Path) -> int:
+    """Weights of all projections."""
+    return sum(
+        math.prod(info.shape)
+        for path in source.glob("*.safetensors")
+        for name, info in SafetensorsFile(path).infos.items()
+        if name.endswith(tuple(f"{p}.weight" for p in PROJECTIONS))
+    )
+
+
+def convert_masters(source: Path, target: Path, *, layout: int | None = None) -> None:
     """Convert the checkpoint in `source` into the new directory `target` (not yet sealed).
+
+    Args:
+        source: the checkpoint.
+        target: the new directory.
+        layout: 1 (2 bit) or 2 (base 3); None chooses by size.
 
     Raises:
         ModelError: `source` is not a checkpoint of float masters of a family we know.
@@ -93,19 +107,20 @@ def convert_masters(source: Path, target: Path) -> None:
     config = read_json(source / CONFIG_NAME)
     _check_source(config, source)
     relu2 = config.get("hidden_act") == "relu2"
+    layout = layout or choose_layout(_count_trits(source))
     shards: dict[int, list[Tensor]] = {}
     for name, (dtype, shape, data) in _source_tensors(source):
         shards.setdefault(_shard_of(name), []).extend(
-            _pack(name, _as_float32(dtype, shape, data), relu2)
+            _pack(name, _as_float32(dtype, shape, data), relu2, layout)
         )
     target.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     for shard, tensors in sorted(shards.items()):
         file_name = f"model-{shard + 1:05d}-of-{len(shards):05d}.safetensors"
         with (target / file_name).open("wb") as out:
-            write_safetensors(out, tensors, {"format": "edgeagent", "layout": str(LAYOUT)})
+            write_safetensors(out, tensors, {"format": "edgeagent", "layout": str(layout)})
         weight_map |= {name: file_name for name, *_ in tensors}
-    config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": LAYOUT}
+    config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": layout}
     _write_json(target / CONFIG_NAME, config)
     _write_json(
         target / INDEX_NAME, {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}

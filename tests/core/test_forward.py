@@ -1,5 +1,6 @@
 """The forward pass against an independent reference, and against itself run in other ways."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from edgeagent import _core
 from tests.core.reference import Reference, toy_away_from_ties
-from tests.core.toy import PROJECTIONS, Shape, make_toy
+from tests.core.toy import PROJECTIONS, Shape, make_toy, pack_channels3
 
 TOKENS = [1, 5, 9, 61, 33, 33, 2]
 
@@ -129,8 +130,10 @@ def test_buffers_outlive_the_callers_references():
 
 
 def count(toy, session, tokens):
+    """One at a time: a block of tokens is a GEMM, which visits everything."""
     session.reset_counters()
-    session.eval(tokens)
+    for token in tokens:
+        session.eval([token])
     return session.counters()
 
 
@@ -192,3 +195,34 @@ def test_wild_weights_do_not_crash():
     session = _core.Session(model, 16)
     session.eval(TOKENS)
     assert _core.Sampler(temperature=1.0).sample(session) < model.vocab_size
+
+
+@pytest.mark.parametrize("act", ["relu2", "silu"])
+@pytest.mark.parametrize("variant", _core.supported_variants())
+def test_base_3_gives_the_logits_of_2_bit(variant, act):
+    shape = Shape(hidden=200, ffn=341, heads=2, kv_heads=1, head_dim=100, act=act)
+    two_bit, base_3 = make_toy(shape), make_toy(dataclasses.replace(shape, layout=2))
+    want = logits_of(two_bit, variant)
+    for threads in (1, 3):
+        for zero_skip in (True, False):
+            for split in (1, len(TOKENS)):
+                got = logits_of(base_3, variant, threads, zero_skip, split)
+                assert np.array_equal(got, want), (threads, zero_skip, split)
+
+
+def logits_of(toy, variant, threads=1, zero_skip=True, split=1):
+    model = _core.Model(toy.config, toy.tensors(), variant)
+    session = _core.Session(model, 64, threads, zero_skip)
+    for at in range(0, len(TOKENS), split):
+        session.eval(TOKENS[at : at + split])
+    return bits(session)
+
+
+def test_channels_are_for_o_and_down_only():
+    toy = make_toy(Shape(layout=2))
+    tensors = toy.tensors()
+    name = "model.layers.0.mlp.gate_proj.weight"
+    plane = pack_channels3(toy.weights[name])
+    tensors[name] = ("U8", plane.shape, memoryview(plane).cast("B").toreadonly())
+    with pytest.raises(ValueError, match=r"gate_proj.weight: expected shape .*\(tiles\), got"):
+        _core.Model(toy.config, tensors)

@@ -17,7 +17,7 @@ def load(config=None, tensors=None):
 
 
 CONFIGS = [
-    ({"hidden_size": None}, "hidden_size: expected an integer from 1 to 1048576, got None"),
+    ({"hidden_size": None}, "hidden_size: expected an integer from 1 to 65536, got None"),
     ({"hidden_size": 128.0}, "hidden_size: expected an integer .* got 128.0"),
     ({"hidden_size": True}, "hidden_size: expected an integer .* got True"),
     ({"vocab_size": 0}, "vocab_size: expected an integer .* got 0"),

@@ -40,6 +40,33 @@ def pack_input_major(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(pack_block(codes.transpose(0, 3, 1, 2)).reshape(panels, n_in, 64))
 
 
+def _join3(fields: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Five codes along the first axis to one byte."""
+    powers = np.array([1, 3, 9, 27, 81], np.uint8)
+    return np.tensordot(powers, fields, 1).astype(np.uint8)
+
+
+def pack_rows3(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack W (out, in) to (out, ceil(in / 320) * 64) in base 3."""
+    n_out, n_in = trits.shape
+    blocks = -(-n_in // 320)
+    codes = _padded_codes(trits, n_out, blocks * 320).reshape(n_out, blocks, 5, 64)
+    return _join3(np.moveaxis(codes, 2, 0)).reshape(n_out, blocks * 64)
+
+
+def pack_channels3(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack W (out, in) to (in, ceil(out / 320), 64) in base 3."""
+    return pack_rows3(trits.T).reshape(trits.shape[1], -1, 64)
+
+
+def pack_tiles3(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack W (out, in) to (ceil(out / 80), ceil(in / 4), 16, 4) in base 3."""
+    n_out, n_in = trits.shape
+    panels, quads = -(-n_out // 80), -(-n_in // 4)
+    codes = _padded_codes(trits, panels * 80, quads * 4).reshape(panels, 5, 16, quads, 4)
+    return np.ascontiguousarray(_join3(np.moveaxis(codes, 1, 0)).transpose(0, 2, 1, 3))
+
+
 def random_trits(rng: np.random.Generator, n_out: int, n_in: int, zeros: float = 0.35):
     edge = (1 - zeros) / 2
     return rng.choice(np.array([-1, 0, 1], np.int8), (n_out, n_in), p=[edge, zeros, edge])
@@ -61,6 +88,7 @@ class Shape:
     tied: bool = True
     theta: float = 10000.0
     output_major: tuple[str, ...] = ("up",)
+    layout: int = 1
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -94,9 +122,16 @@ class Toy:
             dtype = {"f2": "F16", "f4": "F32", "i1": "U8"}[array.dtype.str[1:]]
             if dtype == "U8":
                 projection = name.split(".")[-2].removesuffix("_proj")
-                array = (pack_output_major if projection in chosen else pack_input_major)(array)
+                array = self._packed(projection, array, chosen)
             out[name] = (dtype, array.shape, memoryview(array).cast("B").toreadonly())
         return out
+
+    def _packed(self, projection, trits, chosen):
+        if self.shape.layout == 1:
+            return (pack_output_major if projection in chosen else pack_input_major)(trits)
+        if projection in chosen:
+            return pack_rows3(trits)
+        return (pack_channels3 if projection in ("o", "down") else pack_tiles3)(trits)
 
 
 def toy_config(s: Shape) -> dict[str, Any]:
@@ -114,6 +149,7 @@ def toy_config(s: Shape) -> dict[str, Any]:
         "rope_theta": s.theta,
         "hidden_act": s.act,
         "tie_word_embeddings": s.tied,
+        "quantization_config": {"layout": s.layout},
         "bos_token_id": 0,
         "eos_token_id": 1,
     }

@@ -1,0 +1,452 @@
+/* gemv_avx512vnni.c - VPDPBUSD: four products of one output meet in an int32 lane.
+ *
+ * Fields are masked, never shifted: code << 2 f times x is summed as it is and shifted at the end.
+ * Where all fields meet the same x the last one needs no mask either: unmasked bytes give
+ * sum (c0 + 4 c1 + 16 c2 + 64 c3) x and base-3 bytes sum (c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4) x; the
+ * known sums are taken off at the end.
+ *
+ *   vector instructions for 64 bytes (Zen 4: two of 512 bits a cycle)
+ *   lines     2 shuffles + 3 masks + 4 VPDPBUSD                              9 for 256 weights
+ *   tiles     4 mod 81 + 1 VPERMI2B + 3 masks + 5 VPDPBUSD                  13 for 320 weights
+ *   channels  the same + 2 shuffles, and the sums pass through the first-level cache
+ *   rows      4 mod 81 + 1 VPERMI2B + 4 masks + 1 + 5 VPDPBUSD + 5 loads    15 for 320 weights
+ *
+ * Lines, all visited, and tiles are one stream that the hardware prefetcher follows.  It does not
+ * follow lists: there PREFETCHT1 asks, which leaves the few fill buffers of the first-level cache
+ * alone (random 512-byte pieces: 12 GB/s; with PREFETCHT0 8). */
+#include "variants.h"
+#if defined(__x86_64__)
+#include "avx512vnni.h"
+
+/* Ahead of the stream, in bytes: 512 to 2048 measure alike. */
+enum { AHEAD_BYTES = 768, AHEAD_LIVE = 128 /* lines of the list; 64 to 256 measure alike */ };
+
+_Alignas(64) const uint8_t base3_codes_u8[128] = {
+#define C3(n) (n), (n) + 1, (n) + 2
+#define C9(n) C3(n), C3((n) + 4), C3((n) + 8)
+#define C27(n) C9(n), C9((n) + 16), C9((n) + 32)
+    C27(0), C27(64), C27(128)
+#undef C3
+#undef C9
+#undef C27
+};
+
+/* ---- lines, 2 bit ---- */
+
+/* Where the four lines of a step lie, and their activations. */
+typedef struct step {
+    const uint8_t *line[QUAD];
+    __m512i x_i8x64;
+} step;
+
+/* Channels i to i + 3 of all; x is padded with zeros, lines beyond the last are not touched. */
+ISA static inline step step_all(const uint8_t *lines, const tern_act *a, size_t i)
+{
+    step s = { .x_i8x64 = broadcast_x(a->x + i) };
+    for (size_t c = 0; c < QUAD; c++)
+        s.line[c] = lines + (i + c < a->n ? i + c : a->n - 1) * TERN_LINE_BYTES;
+    return s;
+}
+
+/* Entries i to i + 3 of the list of live channels. */
+ISA static inline step step_live(const uint8_t *lines, const tern_act *a, size_t i)
+{
+    int8_t x[QUAD] = { 0 };
+    step s;
+    for (size_t c = 0; c < QUAD; c++) {
+        const size_t at = i + c < a->n_live ? i + c : a->n_live - 1;
+        s.line[c] = lines + (size_t)a->live[at] * TERN_LINE_BYTES;
+        x[c] = i + c < a->n_live ? a->live_x[i + c] : 0;
+    }
+    s.x_i8x64 = broadcast_x(x);
+    return s;
+}
+
+/* Four whole steps ahead without a test: the common case of step_all and step_live. */
+ISA static inline step step_inner(const uint8_t *lines, const tern_act *a, size_t i)
+{
+    step s;
+    if (!a->live) {
+        for (size_t c = 0; c < QUAD; c++) s.line[c] = lines + (i + c) * TERN_LINE_BYTES;
+        s.x_i8x64 = broadcast_x(a->x + i);
+        return s;
+    }
+    for (size_t c = 0; c < QUAD; c++)
+        s.line[c] = lines + (size_t)a->live[i + c] * TERN_LINE_BYTES;
+    s.x_i8x64 = broadcast_x(a->live_x + i);
+    return s;
+}
+
+/* The next panel follows this one, so the stream goes on beyond the last line; so does the list. */
+ISA static inline void prefetch_ahead(const uint8_t *lines, const tern_act *a, size_t i)
+{
+    if (!a->live) {
+        const char *at = (const char *)((uintptr_t)lines + i * TERN_LINE_BYTES + AHEAD_BYTES);
+        for (size_t c = 0; c < QUAD; c++) _mm_prefetch(at + c * TERN_LINE_BYTES, _MM_HINT_T0);
+        return;
+    }
+    for (size_t c = 0; c < QUAD; c++) {
+        size_t at = i + c + AHEAD_LIVE, beyond = 0;
+        if (at >= a->n_live) {
+            at = (at - a->n_live) % a->n_live;
+            beyond = a->n;
+        }
+        const uintptr_t line = beyond + a->live[at];
+        _mm_prefetch((const char *)((uintptr_t)lines + line * TERN_LINE_BYTES), _MM_HINT_T1);
+    }
+}
+
+ISA static inline quad_lines load_quad(const step *s)
+{
+    return interleave(load_u8x64(s->line[0]), load_u8x64(s->line[1]), load_u8x64(s->line[2]),
+                      load_u8x64(s->line[3]));
+}
+
+/* acc[f][h]: field f of positions h; [3] sums unmasked bytes. */
+#define DOT(f, bytes) acc[f][h] = _mm512_dpbusd_epi32(acc[f][h], bytes, x_i8x64)
+
+ISA static inline __attribute__((always_inline)) void add_lines(__m512i acc[FIELDS_2BIT][4], step s)
+{
+    const __m512i x_i8x64 = s.x_i8x64;
+    const quad_lines q = load_quad(&s);
+#pragma GCC unroll 4
+    for (int h = 0; h < 4; h++) {
+        DOT(0, _mm512_and_si512(q.u[h], CODE_MASK(0)));
+        DOT(1, _mm512_and_si512(q.u[h], CODE_MASK(1)));
+        DOT(2, _mm512_and_si512(q.u[h], CODE_MASK(2)));
+        DOT(3, q.u[h]);
+    }
+}
+
+void ISA order_lines(const int32_t *sums, int32_t sum, int32_t *y, size_t from, size_t to)
+{
+    for (size_t f = 0; f < FIELDS_2BIT; f++) {
+        __m512i acc[4], out[4];
+        for (size_t h = 0; h < 4; h++)
+            acc[h] = _mm512_loadu_si512(sums + 16 * (FIELDS_2BIT * h + f));
+        in_order(acc, out);
+        for (size_t l = 0; l < 4; l++) {
+            const size_t o = output_of_line(f, l);
+            if (o >= from && o < to)
+                _mm512_storeu_si512(y + o, _mm512_sub_epi32(out[l], _mm512_set1_epi32(sum)));
+        }
+    }
+}
+
+/* Outputs [from, to) of a panel. */
+ISA static void panel_of_lines(const uint8_t *lines, const tern_act *a, int32_t *y, size_t from,
+                               size_t to)
+{
+    const size_t n = a->live ? a->n_live : a->n;
+    int32_t sums[TERN_PANEL];
+    __m512i acc[FIELDS_2BIT][4];
+    memset(acc, 0, sizeof acc);
+    size_t i = 0;
+    for (; i + QUAD <= n; i += QUAD) {
+        prefetch_ahead(lines, a, i);
+        add_lines(acc, step_inner(lines, a, i));
+    }
+    if (i < n) add_lines(acc, a->live ? step_live(lines, a, i) : step_all(lines, a, i));
+#pragma GCC unroll 4
+    for (size_t h = 0; h < 4; h++) {
+        __m512i s[FIELDS_2BIT] = { acc[0][h], acc[1][h], acc[2][h], acc[3][h] };
+        split_2bit(s);
+        for (size_t f = 0; f < FIELDS_2BIT; f++)
+            _mm512_storeu_si512(sums + 16 * (FIELDS_2BIT * h + f), s[f]);
+    }
+    order_lines(sums, a->sum, y, from, to);
+}
+
+void ISA gemv_cols_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
+                              size_t end)
+{
+    for (size_t p = begin / 2; 2 * p < end; p++) {
+        const size_t from = begin > 2 * p ? TERN_UNIT : 0;
+        const size_t to = end < 2 * p + 2 ? TERN_UNIT : TERN_PANEL;
+        panel_of_lines(plane + p * a->n * TERN_LINE_BYTES, a, y + p * TERN_PANEL, from, to);
+    }
+}
+
+/* ---- tiles, base 3 ---- */
+
+#define TILE_DOT(f, bytes) acc[f] = _mm512_dpbusd_epi32(acc[f], bytes, x_i8x64)
+
+ISA static inline __attribute__((always_inline)) void add_tile(__m512i acc[FIELDS_BASE3],
+                                                               const uint8_t *tile, const int8_t *x,
+                                                               base3_tables t)
+{
+    const __m512i x_i8x64 = broadcast_x(x), v = load_u8x64(tile);
+    const __m512i codes = low_codes_u8x64(t, mod81_u8x64(v));
+    TILE_DOT(0, _mm512_and_si512(codes, CODE_MASK(0)));
+    TILE_DOT(1, _mm512_and_si512(codes, CODE_MASK(1)));
+    TILE_DOT(2, _mm512_and_si512(codes, CODE_MASK(2)));
+    TILE_DOT(3, codes);
+    TILE_DOT(4, v);
+}
+
+/* Two sets of sums: VPDPBUSD has a latency of four cycles, and a tile takes seven. */
+ISA static void panel_of_tiles(const uint8_t *tile, const tern_act *a, int32_t *y, base3_tables t)
+{
+    const size_t n_tiles = (a->n + QUAD - 1) / QUAD;
+    __m512i even[FIELDS_BASE3], odd[FIELDS_BASE3];
+    memset(even, 0, sizeof even);
+    memset(odd, 0, sizeof odd);
+    size_t q = 0;
+    for (; q + 2 <= n_tiles; q += 2, tile += 2 * TERN_LINE_BYTES) {
+        const char *ahead = (const char *)((uintptr_t)tile + AHEAD_BYTES);
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + TERN_LINE_BYTES, _MM_HINT_T0);
+        add_tile(even, tile, a->x + q * QUAD, t);
+        add_tile(odd, tile + TERN_LINE_BYTES, a->x + (q + 1) * QUAD, t);
+    }
+    if (q < n_tiles) add_tile(even, tile, a->x + q * QUAD, t);
+    for (size_t f = 0; f < FIELDS_BASE3; f++) even[f] = _mm512_add_epi32(even[f], odd[f]);
+    split_base3(even);
+    for (size_t f = 0; f < FIELDS_BASE3; f++)
+        _mm512_storeu_si512(y + 16 * f, _mm512_sub_epi32(even[f], _mm512_set1_epi32(a->sum)));
+}
+
+void ISA gemv_tiles_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
+                               size_t end)
+{
+    const size_t panel_bytes = (a->n + QUAD - 1) / QUAD * TERN_LINE_BYTES;
+    const base3_tables t = load_base3_tables();
+    for (size_t p = begin; p < end; p++)
+        panel_of_tiles(plane + p * panel_bytes, a, y + p * TERN_TILE_OUTPUTS, t);
+}
+
+/* ---- channels, base 3 ---- */
+
+/* Channels that pass while the sums of a block of outputs stay in registers, and how many channels
+ * ahead memory is asked for theirs. */
+enum { GROUP = 16, GROUP_BLOCKS = 8, AHEAD_CHANNELS = 16 };
+
+/* The lines of a group, block by block, so that memory sees whole channels and the sums see whole
+ * blocks: reading 16 channels in parallel costs three times as much. */
+typedef struct channel_group {
+    _Alignas(64) uint8_t line[GROUP_BLOCKS][GROUP][TERN_LINE_BYTES];
+    int8_t x[GROUP];
+} channel_group;
+
+/* List positions i to i + GROUP, those beyond `end` with x = 0; blocks from `first` on. */
+ISA static void gather(channel_group *g, const uint8_t *plane, const tern_act *a,
+                       size_t channel_bytes, size_t i, size_t end, size_t first, size_t blocks)
+{
+    for (size_t c = 0; c < GROUP; c++) {
+        const size_t at = i + c < end ? i + c : end - 1, k = a->live ? a->live[at] : at;
+        const size_t later = i + c + AHEAD_CHANNELS < end ? i + c + AHEAD_CHANNELS : end - 1;
+        const uint8_t *from = plane + k * channel_bytes + first * TERN_LINE_BYTES;
+        const uint8_t *ahead = plane + (a->live ? a->live[later] : later) * channel_bytes +
+                               first * TERN_LINE_BYTES;
+        g->x[c] = i + c < end ? a->x[k] : 0;
+        for (size_t b = 0; b < blocks; b++) {
+            _mm_prefetch((const char *)ahead + b * TERN_LINE_BYTES, _MM_HINT_T1);
+            _mm512_store_si512(g->line[b][c], load_u8x64(from + b * TERN_LINE_BYTES));
+        }
+    }
+}
+
+/* Two of the four position groups of a quad: lines are read again for the other two, because the
+ * sums of a block leave few registers. */
+ISA static inline __attribute__((always_inline)) void add_half(__m512i acc[FIELDS_BASE3],
+                                                               __m512i v, __m512i x_i8x64,
+                                                               base3_tables t)
+{
+    const __m512i codes = low_codes_u8x64(t, mod81_u8x64(v));
+    TILE_DOT(0, _mm512_and_si512(codes, CODE_MASK(0)));
+    TILE_DOT(1, _mm512_and_si512(codes, CODE_MASK(1)));
+    TILE_DOT(2, _mm512_and_si512(codes, CODE_MASK(2)));
+    TILE_DOT(3, codes);
+    TILE_DOT(4, v);
+}
+
+ISA static inline __attribute__((always_inline)) void
+add_quad(__m512i acc[4][FIELDS_BASE3], const uint8_t line[QUAD][TERN_LINE_BYTES], const int8_t *x,
+         base3_tables t)
+{
+    const __m512i x_i8x64 = broadcast_x(x);
+    __m512i ab = _mm512_unpacklo_epi8(load_u8x64(line[0]), load_u8x64(line[1]));
+    __m512i cd = _mm512_unpacklo_epi8(load_u8x64(line[2]), load_u8x64(line[3]));
+    add_half(acc[0], _mm512_unpacklo_epi16(ab, cd), x_i8x64, t);
+    add_half(acc[1], _mm512_unpackhi_epi16(ab, cd), x_i8x64, t);
+    __asm__ volatile("" ::: "memory");
+    ab = _mm512_unpackhi_epi8(load_u8x64(line[0]), load_u8x64(line[1]));
+    cd = _mm512_unpackhi_epi8(load_u8x64(line[2]), load_u8x64(line[3]));
+    add_half(acc[2], _mm512_unpacklo_epi16(ab, cd), x_i8x64, t);
+    add_half(acc[3], _mm512_unpackhi_epi16(ab, cd), x_i8x64, t);
+}
+
+/* One group of channels into the sums of one block of 320 outputs: 4 x 5 registers in y. */
+ISA static void add_group(const uint8_t line[GROUP][TERN_LINE_BYTES], const int8_t *x, int32_t *y,
+                          base3_tables t)
+{
+    __m512i acc[4][FIELDS_BASE3];
+#pragma GCC unroll 20
+    for (size_t i = 0; i < 20; i++) acc[i / 5][i % 5] = _mm512_loadu_si512(y + 16 * i);
+    for (size_t c = 0; c < GROUP; c += QUAD) add_quad(acc, line + c, x + c, t);
+#pragma GCC unroll 20
+    for (size_t i = 0; i < 20; i++) _mm512_storeu_si512(y + 16 * i, acc[i / 5][i % 5]);
+}
+
+void ISA order_channels(int32_t *y, int32_t sum)
+{
+    __m512i acc[FIELDS_BASE3][4], out[4];
+    for (size_t h = 0; h < 4; h++)
+        for (size_t f = 0; f < FIELDS_BASE3; f++)
+            acc[f][h] = _mm512_loadu_si512(y + 16 * (FIELDS_BASE3 * h + f));
+    for (size_t f = 0; f < FIELDS_BASE3; f++) {
+        in_order(acc[f], out);
+        for (size_t l = 0; l < 4; l++)
+            _mm512_storeu_si512(y + 64 * f + 16 * l,
+                                _mm512_sub_epi32(out[l], _mm512_set1_epi32(sum)));
+    }
+}
+
+/* From the sums of add_group, of masked and of whole bytes, to sums of codes. */
+ISA static void split_block(int32_t *y)
+{
+    for (size_t h = 0; h < 4; h++) {
+        __m512i s[FIELDS_BASE3];
+        for (size_t f = 0; f < FIELDS_BASE3; f++)
+            s[f] = _mm512_loadu_si512(y + 16 * (FIELDS_BASE3 * h + f));
+        split_base3(s);
+        for (size_t f = 0; f < FIELDS_BASE3; f++)
+            _mm512_storeu_si512(y + 16 * (FIELDS_BASE3 * h + f), s[f]);
+    }
+}
+
+void ISA gemv_channels_avx512vnni(const uint8_t *plane, const tern_act *a, size_t n_out, int32_t *y,
+                                  size_t begin, size_t end)
+{
+    const size_t channel_bytes = tern_row_bytes(TERN_BASE3, n_out);
+    const size_t blocks = channel_bytes / TERN_BLOCK3_BYTES;
+    const base3_tables t = load_base3_tables();
+    channel_group g;
+    int32_t sum = 0;
+    memset(y, 0, blocks * TERN_BLOCK3 * sizeof *y);
+    for (size_t i = begin; i < end; i += GROUP) {
+        for (size_t first = 0; first < blocks; first += GROUP_BLOCKS) {
+            const size_t n = blocks - first < GROUP_BLOCKS ? blocks - first : GROUP_BLOCKS;
+            gather(&g, plane, a, channel_bytes, i, end, first, n);
+            for (size_t b = 0; b < n; b++)
+                add_group(g.line[b], g.x, y + (first + b) * TERN_BLOCK3, t);
+        }
+        for (size_t c = 0; c < GROUP; c++) sum += g.x[c];
+    }
+    for (size_t b = 0; b < blocks; b++) {
+        split_block(y + b * TERN_BLOCK3);
+        order_channels(y + b * TERN_BLOCK3, sum);
+    }
+}
+
+/* ---- rows ---- */
+
+/* Sums across the lanes of four rows at once. */
+ISA static inline __m128i hsum4_i32x4(const __m512i s[4])
+{
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]),
+                                        _mm512_unpackhi_epi32(s[0], s[1]));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]),
+                                        _mm512_unpackhi_epi32(s[2], s[3]));
+    const __m512i abcd =
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd),
+                                          _mm512_extracti64x4_epi64(abcd, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* The codes of one row against x, 16 partial sums. */
+typedef __m512i row_dot_fn(const uint8_t *row, const int8_t *x, size_t n_bytes, base3_tables t);
+
+#define FIELD_DOT(f, bytes, x) acc[f] = _mm512_dpbusd_epi32(acc[f], bytes, load_u8x64(x))
+
+/* Two blocks of 32 bytes at a time: byte j of the pair belongs to channel 128 (j / 32) + j % 32 of
+ * field 0, so x comes from two places. */
+ISA static inline __m512i x_pair(const int8_t *x)
+{
+    const __m256i low = _mm256_loadu_si256((const __m256i *)x);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
+                              _mm256_loadu_si256((const __m256i *)(x + TERN_BLOCK)), 1);
+}
+
+ISA static inline __m512i row_dot_2bit(const uint8_t *row, const int8_t *x, size_t n_bytes,
+                                       base3_tables t)
+{
+    (void)t;
+    __m512i acc[FIELDS_2BIT] = { 0 };
+    for (; n_bytes; row += 64, x += 2 * TERN_BLOCK) {
+        const size_t here = n_bytes < 64 ? n_bytes : 64;
+        const __mmask64 mask = here == 64 ? ~0ull : (1ull << here) - 1;
+        const __m512i codes = _mm512_maskz_loadu_epi8(mask, row);
+#pragma GCC unroll 4
+        for (int f = 0; f < FIELDS_2BIT; f++) {
+            const __m512i x_i8x64 =
+                here == 64 ? x_pair(x + 32 * f) : _mm512_maskz_loadu_epi8(mask, x + 32 * f);
+            acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_and_si512(codes, CODE_MASK(f)), x_i8x64);
+        }
+        n_bytes -= here;
+    }
+    const __m512i s01 = _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
+    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6));
+    return _mm512_add_epi32(s01, s23);
+}
+
+/* Fields meet different x here, so every one needs its mask; v - v mod 81 is 81 c4. */
+ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, size_t n_bytes,
+                                        base3_tables t)
+{
+    __m512i acc[FIELDS_BASE3] = { 0 };
+    for (size_t b = 0; b < n_bytes; b += TERN_BLOCK3_BYTES, x += TERN_BLOCK3) {
+        const __m512i v = load_u8x64(row + b), r = mod81_u8x64(v);
+        const __m512i codes = low_codes_u8x64(t, r);
+        FIELD_DOT(0, _mm512_and_si512(codes, CODE_MASK(0)), x);
+        FIELD_DOT(1, _mm512_and_si512(codes, CODE_MASK(1)), x + 64);
+        FIELD_DOT(2, _mm512_and_si512(codes, CODE_MASK(2)), x + 128);
+        FIELD_DOT(3, _mm512_and_si512(codes, CODE_MASK(3)), x + 192);
+        FIELD_DOT(4, _mm512_sub_epi8(v, r), x + 256);
+    }
+    const __m512i s01 = _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
+    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6));
+    const __m512i s4 = divide_81(acc[4]);
+    return _mm512_add_epi32(_mm512_add_epi32(s01, s23), s4);
+}
+
+/* Whole rows ahead: rows of a list lie anywhere. */
+enum { ROWS_AHEAD = 16, ROWS_AT_ONCE = 4 };
+
+ISA static inline __attribute__((always_inline)) void
+gemv_rows(tern_packing packing, row_dot_fn *dot, const uint8_t *plane, const tern_act *a, int32_t *y,
+          const uint32_t *rows, size_t begin, size_t end)
+{
+    const size_t row_bytes = tern_row_bytes(packing, a->n);
+    const base3_tables t = load_base3_tables();
+    for (size_t i = begin; i < end; i += ROWS_AT_ONCE) {
+        size_t r[ROWS_AT_ONCE];
+        __m512i s[ROWS_AT_ONCE];
+        for (size_t j = 0; j < ROWS_AT_ONCE; j++) {
+            const size_t at = i + j < end ? i + j : end - 1;
+            const size_t ahead = i + j + ROWS_AHEAD < end ? i + j + ROWS_AHEAD : end - 1;
+            const uint8_t *next = plane + (rows ? rows[ahead] : ahead) * row_bytes;
+            for (size_t b = 0; b < row_bytes; b += TERN_LINE_BYTES)
+                _mm_prefetch((const char *)next + b, _MM_HINT_T1);
+            r[j] = rows ? rows[at] : at;
+            s[j] = dot(plane + r[j] * row_bytes, a->x, row_bytes, t);
+        }
+        int32_t sums[ROWS_AT_ONCE];
+        _mm_storeu_si128((__m128i *)sums, _mm_sub_epi32(hsum4_i32x4(s), _mm_set1_epi32(a->sum)));
+        for (size_t j = 0; j < ROWS_AT_ONCE && i + j < end; j++) y[r[j]] = sums[j];
+    }
+}
+
+void ISA gemv_rows_2bit_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y,
+                                   const uint32_t *rows, size_t begin, size_t end)
+{
+    gemv_rows(TERN_2BIT, row_dot_2bit, plane, a, y, rows, begin, end);
+}
+
+void ISA gemv_rows_base3_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y,
+                                    const uint32_t *rows, size_t begin, size_t end)
+{
+    gemv_rows(TERN_BASE3, row_dot_base3, plane, a, y, rows, begin, end);
+}
+#endif

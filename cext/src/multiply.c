@@ -1,0 +1,237 @@
+/* multiply.c - how planes are shared by threads and walked, and what was skipped.
+ *
+ * Threads share outputs (rows, units of lines, panels of tiles), or the list of inputs (channels),
+ * whose integer sums are then added: results cannot depend on the number of threads. */
+#include "multiply.h"
+
+/* A block of fewer tokens does not pay the unpacking of a GEMM. */
+enum { GEMM_TOKENS_MIN = 3 };
+
+/* Zero activations are listed when at most this share (in percent) of the channels is live.  A listed
+ * channel costs more than one of a stream: on Zen 4 1.4 times for channels of 512 bytes; for lines of
+ * 64 bytes 1.1 times from a cache, 5 to 7 times from memory (bench/kernels.py). */
+enum { LIVE_MAX_CHANNELS = 68, LIVE_MAX_LINES_CACHED = 85, LIVE_MAX_LINES = 12 };
+
+/* Planes beyond this come from memory for every token: more than the caches of any board we know. */
+enum { CACHED_BYTES_MAX = 12 << 20 };
+
+static tern_gemm_fn *gemm_of(const tern_kernels *k, const tern_matrix *w)
+{
+    switch (w->orientation) {
+    case TERN_ROWS: return k->gemm_rows[w->packing];
+    case TERN_LINES: return k->gemm_cols;
+    case TERN_CHANNELS: return k->gemm_channels;
+    default: return k->gemm_tiles;
+    }
+}
+
+/* The GEMM for this block of tokens, or NULL. */
+static tern_gemm_fn *block_gemm(const tern_state *s, const tern_matrix *w)
+{
+    return s->n_tokens >= GEMM_TOKENS_MIN ? gemm_of(s->model->kernels, w) : NULL;
+}
+
+bool pays_to_skip(const tern_state *s, const tern_matrix *w, size_t t)
+{
+    if (!s->zero_skip || block_gemm(s, w)) return false;
+    const bool is_cached = s->model->ternary_bytes <= CACHED_BYTES_MAX;
+    const size_t live = w->n_in - s->in[t].n_zero;
+    switch (w->orientation) {
+    case TERN_CHANNELS: return live * 100 <= w->n_in * LIVE_MAX_CHANNELS;
+    case TERN_LINES:
+        return live * 100 <= w->n_in * (is_cached ? LIVE_MAX_LINES_CACHED : LIVE_MAX_LINES);
+    default: return false;
+    }
+}
+
+bool pays_to_close(const tern_state *s, const tern_layer *w)
+{
+    return s->zero_skip && w->up.orientation == TERN_ROWS && !block_gemm(s, &w->up);
+}
+
+/* ---- items: the grain of work of an orientation ---- */
+
+static size_t grain_of(const tern_matrix *w)
+{
+    switch (w->orientation) {
+    case TERN_LINES: return TERN_UNIT;
+    case TERN_CHANNELS: return TERN_BLOCK3;
+    case TERN_TILES: return TERN_TILE_OUTPUTS;
+    default: return 1;
+    }
+}
+
+static size_t n_items(const tern_matrix *w)
+{
+    return (w->n_out + grain_of(w) - 1) / grain_of(w);
+}
+
+/* Outputs up to a whole item. */
+static size_t job_outputs(const tern_matrix *w)
+{
+    return n_items(w) * grain_of(w);
+}
+
+/* The items of a plane that lie in [begin, end) of the outputs of all planes of a job, when the plane
+ * begins at output `at`. */
+static span items_between(const tern_matrix *w, size_t at, size_t begin, size_t end)
+{
+    const size_t grain = grain_of(w), n = n_items(w);
+    const size_t from = begin > at ? (begin - at + grain / 2) / grain : 0;
+    const size_t to = end > at ? (end - at + grain / 2) / grain : 0; /* rounds as `from` does */
+    return (span){ from < n ? from : n, to < n ? to : n };
+}
+
+static void gemv_items(const tern_kernels *k, const tern_matrix *w, const tern_act *a, int32_t *y,
+                       size_t begin, size_t end)
+{
+    switch (w->orientation) {
+    case TERN_ROWS: k->gemv_rows[w->packing](w->plane, a, y, NULL, begin, end); break;
+    case TERN_LINES: k->gemv_cols(w->plane, a, y, begin, end); break;
+    case TERN_TILES: k->gemv_tiles(w->plane, a, y, begin, end); break;
+    case TERN_CHANNELS: break; /* shared by their inputs: run_channels */
+    }
+}
+
+/* Planes are walked in pieces that stay in the cache while all tokens of the block use them. */
+static void multiply_items(const product_job *job, size_t i, span items)
+{
+    enum { PIECE_OUTPUTS = 256 };
+    tern_state *s = job->state;
+    const tern_matrix *w = job->w[i];
+    tern_gemm_fn *gemm = block_gemm(s, w);
+    if (gemm) {
+        const tern_act *acts[TERN_TOKENS_BLOCK];
+        for (size_t t = 0; t < s->n_tokens; t++) acts[t] = &s->in[t].act;
+        if (items.begin < items.end)
+            gemm(w->plane, acts, s->n_tokens, product(s, job->first + i, 0), s->z_stride, w->n_out,
+                 items.begin, items.end);
+        return;
+    }
+    const size_t piece = s->n_tokens == 1 ? w->n_out : PIECE_OUTPUTS / grain_of(w);
+    for (size_t at = items.begin; at < items.end; at += piece) {
+        const size_t stop = items.end - at < piece ? items.end : at + piece;
+        for (size_t t = 0; t < s->n_tokens; t++)
+            gemv_items(s->model->kernels, w, &s->in[t].act, product(s, job->first + i, t), at, stop);
+    }
+}
+
+static void multiply_open_rows(const product_job *job, size_t thread, size_t n_threads)
+{
+    tern_state *s = job->state;
+    const tern_matrix *w = job->w[0];
+    for (size_t t = 0; t < s->n_tokens; t++) {
+        const span mine = share(s->n_open[t], thread, n_threads);
+        s->model->kernels->gemv_rows[w->packing](w->plane, &s->in[t].act,
+                                                 product(s, job->first, t), s->open[t], mine.begin,
+                                                 mine.end);
+    }
+}
+
+static void run_product_job(void *arg, size_t thread, size_t n_threads)
+{
+    const product_job *job = arg;
+    if (job->open_rows_only) {
+        multiply_open_rows(job, thread, n_threads);
+        return;
+    }
+    size_t total = 0, at = 0;
+    for (size_t i = 0; i < job->n_planes; i++) total += job_outputs(job->w[i]);
+    const span mine = share(total, thread, n_threads);
+    for (size_t i = 0; i < job->n_planes; i++) {
+        multiply_items(job, i, items_between(job->w[i], at, mine.begin, mine.end));
+        at += job_outputs(job->w[i]);
+    }
+}
+
+/* ---- channels: threads split the list, their sums are added ---- */
+
+static size_t n_visited(const tern_act *a)
+{
+    return a->live ? a->n_live : a->n;
+}
+
+static void run_channels(void *arg, size_t thread, size_t n_threads)
+{
+    const product_job *job = arg;
+    tern_state *s = job->state;
+    const tern_matrix *w = job->w[0];
+    const tern_act *a = &s->in[0].act;
+    const span mine = share(n_visited(a), thread, n_threads);
+    int32_t *y = thread ? s->partial + thread * s->z_stride : product(s, job->first, 0);
+    s->model->kernels->gemv_channels(w->plane, a, w->n_out, y, mine.begin, mine.end);
+}
+
+/* A block of tokens without a GEMM: threads split the tokens. */
+static void run_channels_by_token(void *arg, size_t thread, size_t n_threads)
+{
+    const product_job *job = arg;
+    tern_state *s = job->state;
+    const tern_matrix *w = job->w[0];
+    const span mine = share(s->n_tokens, thread, n_threads);
+    for (size_t t = mine.begin; t < mine.end; t++)
+        s->model->kernels->gemv_channels(w->plane, &s->in[t].act, w->n_out,
+                                         product(s, job->first, t), 0, n_visited(&s->in[t].act));
+}
+
+static void multiply_channels(tern_state *s, product_job *job)
+{
+    if (block_gemm(s, job->w[0])) {
+        pool_run(s->pool, run_product_job, job);
+        return;
+    }
+    if (s->n_tokens > 1) {
+        pool_run(s->pool, run_channels_by_token, job);
+        return;
+    }
+    pool_run(s->pool, run_channels, job);
+    int32_t *y = product(s, job->first, 0);
+    for (size_t thread = 1; thread < pool_threads(s->pool); thread++) {
+        const int32_t *part = s->partial + thread * s->z_stride;
+        for (size_t o = 0; o < job->w[0]->n_out; o++) y[o] += part[o];
+    }
+}
+
+/* ---- counters ---- */
+
+static uint64_t plane_bytes(const tern_matrix *w)
+{
+    switch (w->orientation) {
+    case TERN_ROWS: return (uint64_t)w->n_out * tern_row_bytes(w->packing, w->n_in);
+    case TERN_CHANNELS: return (uint64_t)w->n_in * tern_row_bytes(TERN_BASE3, w->n_out);
+    case TERN_LINES:
+        return (uint64_t)((w->n_out + TERN_PANEL - 1) / TERN_PANEL) * w->n_in * TERN_LINE_BYTES;
+    default:
+        return (uint64_t)n_items(w) * ((w->n_in + TERN_TILE_CHANNELS - 1) / TERN_TILE_CHANNELS) *
+               TERN_LINE_BYTES;
+    }
+}
+
+/* Book one plane for token t; `rows` of its n_out outputs were computed. */
+static void count_plane(tern_state *s, const tern_matrix *w, size_t t, size_t rows)
+{
+    tern_counters *n = &s->counters[s->layer];
+    const tern_act *a = &s->in[t].act;
+    const uint64_t bytes = plane_bytes(w);
+    n->multiplications += (uint64_t)w->n_out * w->n_in;
+    n->weight_bytes += bytes;
+    n->activations += w->n_in;
+    n->zero_activations += s->in[t].n_zero;
+    if (a->live && (w->orientation == TERN_LINES || w->orientation == TERN_CHANNELS)) {
+        n->multiplications_skipped += (uint64_t)w->n_out * (w->n_in - a->n_live);
+        n->weight_bytes_skipped += bytes / w->n_in * (w->n_in - a->n_live);
+    }
+    n->multiplications_skipped += (uint64_t)(w->n_out - rows) * w->n_in;
+    n->weight_bytes_skipped += bytes / w->n_out * (w->n_out - rows);
+}
+
+void multiply(tern_state *s, product_job *job)
+{
+    if (job->w[0]->orientation == TERN_CHANNELS)
+        multiply_channels(s, job);
+    else
+        pool_run(s->pool, run_product_job, job);
+    for (size_t t = 0; t < s->n_tokens; t++)
+        for (size_t i = 0; i < job->n_planes; i++)
+            count_plane(s, job->w[i], t, job->open_rows_only ? s->n_open[t] : job->w[i]->n_out);
+}

@@ -65,7 +65,7 @@ TENSORS = [
     (
         f"{AT}.mlp.up_proj.weight",
         ("U8", (256, 33), memoryview(bytes(256 * 33))),
-        r"expected shape \(256, 32\) \(output-major\) or \(1, 128, 64\) \(input-major\), "
+        r"expected shape \(256, 32\) \(rows\) or \(1, 128, 64\) \(lines\), "
         r"got \(256, 33\)",
     ),
     (

@@ -11,7 +11,7 @@ engine.  It sleeps between two requests; the caller does the repeating and takes
     {"op": "prefill", "tokens": 128, "threads": 2}            one batch, logits of its last token
         -> {"op": "prefill", ..., "seconds": s, "prefill_tok_s": r, "rss_mb": m}
     {"op": "first_token", "tokens": 8, "threads": 1}          in a fresh process of its own
-        -> {"op": "first_token", ..., "load_ms": l, "first_token_ms": f, "process_ms": p, "rss_mb": m}
+        -> {"op": "first_token", ..., "load_ms": l, "first_token_ms": f, "process_ms": p, ...}
     {"op": "logits", "ids": [1, 2], "out": "logits.npy"}      float32 (ids, vocab), each position
         -> {"op": "logits", "out": "logits.npy", "shape": [2, 32000]}
     {"op": "quit"}, or end of file                            the worker leaves

@@ -19,7 +19,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
-FIGURES = ("decode_tok_s", "prefill_tok_s", "first_token_ms", "load_ms", "process_ms")
+FIGURES = {"decode_tok_s", "prefill_tok_s", "first_token_ms", "load_ms", "process_ms"}
+
+Samples = dict[tuple[str, int], list[float]]  # (figure, threads) -> one value a round
 
 
 class Peer:
@@ -53,6 +55,11 @@ class Peer:
         self._process.wait()
 
 
+def engine_of(model: Path) -> list[str]:
+    """ik_llama.cpp for the formats that only it reads."""
+    return ["--engine", "ik"] if model.stem.startswith("iq2_bn") else []
+
+
 def requests(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What one round asks of each worker."""
     each = []
@@ -67,23 +74,22 @@ def run_round(peers: list[Peer], request: dict[str, Any]) -> list[dict[str, Any]
 
 
 def collect(peers: list[Peer], arguments: argparse.Namespace) -> dict[str, Any]:
-    """{name: {figure: {threads: median}}}, with the spread of the rounds beside it."""
-    samples: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    memory: dict[str, float] = {}
+    """{name: {figure: {threads: median}}}, and every sample."""
+    samples: dict[str, Samples] = {peer.name: defaultdict(list) for peer in peers}
+    out: dict[str, Any] = {peer.name: {"ready": peer.ready} for peer in peers}
     for n in range(arguments.rounds):
         order = peers if n % 2 == 0 else peers[::-1]
         for request in requests(arguments):
             for peer, answer in zip(order, run_round(order, request), strict=True):
-                for figure in FIGURES:
-                    if figure in answer:
-                        samples[peer.name, figure, answer["threads"]].append(answer[figure])
+                for figure in answer.keys() & FIGURES:
+                    samples[peer.name][figure, answer["threads"]].append(answer[figure])
                 if request["op"] != "first_token":
-                    memory[peer.name] = answer["rss_mb"]
-    out: dict[str, Any] = {peer.name: {**peer.ready, "rss_mb": memory[peer.name]} for peer in peers}
-    for (name, figure, threads), values in samples.items():
-        spread = out[name].setdefault(figure, {}) if isinstance(out[name].get(figure), dict) else {}
-        out[name][figure] = spread | {str(threads): round(statistics.median(values), 3)}
-        out[name].setdefault("samples", {})[f"{figure} {threads}"] = values
+                    out[peer.name]["rss_mb"] = answer["rss_mb"]
+    for name, of_peer in samples.items():
+        for (figure, threads), values in sorted(of_peer.items()):
+            median = round(statistics.median(values), 3)
+            out[name].setdefault(figure, {})[str(threads)] = median
+            out[name].setdefault("samples", {})[f"{figure}, {threads} threads"] = values
     return out
 
 
@@ -122,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: bench/results/peers-<shape>-<date>.json")
     parser.add_argument("--note", default="", help="what the reader should know of the machine")
     arguments = parser.parse_args()
-    peers = [Peer(arguments.python, model, []) for model in arguments.models]
+    peers = [Peer(arguments.python, model, engine_of(model)) for model in arguments.models]
     figures = collect(peers, arguments)
     for peer in peers:
         peer.close()

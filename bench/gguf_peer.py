@@ -1,8 +1,8 @@
 """The weights of a packed model directory as GGUF: python bench/gguf_peer.py DIR OUT --format all
 
-What llama.cpp is measured with (bench/peers.py) holds the very trits that our engine reads, so
+What the peers are measured with (bench/peers.py) holds the very trits that our engine reads, so
 that neither side has the easier numbers.  Every format below stores a trit times the matrix's
-scale exactly, the scale rounded to float16, which is all that these formats have.  Only the head
+scale exactly, the scale rounded to float16, which is all that most of them have.  Only the head
 may lose bits.
 
 A model with sub-norms becomes architecture `bitnet` (tied head only), one without becomes `llama`.
@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -30,6 +30,9 @@ from edgeagent.model.safetensors import SafetensorsFile
 
 TQ_BLOCK = 256  # trits that share one float16 scale in TQ1_0, TQ2_0 and one set of scales in Q6_K
 Q_BLOCK = 32  # the same of Q4_0 and Q8_0
+IQ2_BN = 135  # ik_llama.cpp's own type, which the gguf package does not know
+IQ2_BN_BLOCK, IQ2_BN_BLOCK_BYTES, IQ2_BN_ROW_HEAD_BYTES = 64, 16, 4
+IQ2_BN_FILE_TYPE = 137
 HEAD_CHUNK = 1 << 22  # head values quantised at a time: some 100 MB of scratch
 
 Array = np.ndarray
@@ -86,6 +89,17 @@ def q4_0(trits: Array, scale: np.float16) -> Array:
     return _with_scale(codes[..., 0, :] | codes[..., 1, :] << np.uint8(4), scale, first=True)
 
 
+def iq2_bn(trits: Array, scale: np.float16) -> Array:
+    """A float32 scale a row, then two bits a trit; byte m of a block holds m, 16 + m, ..."""
+    rows = trits.shape[0]
+    codes = (trits + 1).astype(np.uint8).reshape(rows, -1, 4, 16)
+    packed = codes[..., 0, :].copy()
+    for i in range(1, 4):
+        packed |= codes[..., i, :] << np.uint8(2 * i)
+    head = np.full((rows, 1), scale, "<f4").view(np.uint8)
+    return np.concatenate([head, packed.reshape(rows, -1)], axis=-1)
+
+
 def f16(trits: Array, scale: np.float16) -> Array:
     return np.array([-scale, 0, scale], np.float16)[trits + 1]
 
@@ -136,10 +150,10 @@ def quantise_head(values: Array, kind: Kind) -> Array:
 class Format:
     """How the trits and the head of one file are stored."""
 
-    matrix: Kind
+    matrix: int  # a Kind, or IQ2_BN
     head: Kind
     encode: Callable[[Array, np.float16], Array]
-    file_type: gguf.LlamaFileType
+    file_type: int
 
 
 FORMATS = {
@@ -149,6 +163,7 @@ FORMATS = {
     "q4_0": Format(Kind.Q4_0, Kind.Q6_K, q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
     "q8_0": Format(Kind.Q8_0, Kind.Q8_0, q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "f16": Format(Kind.F16, Kind.F16, f16, gguf.LlamaFileType.MOSTLY_F16),
+    "iq2_bn": Format(IQ2_BN, Kind.Q6_K, iq2_bn, IQ2_BN_FILE_TYPE),
 }
 
 
@@ -197,6 +212,7 @@ class Source:
         self._files = {name: file for file in files for name in file.infos}
         if not self._files:
             raise SystemExit(f"{path}: expected *.safetensors, found none")
+        self._layout = self.config.get("quantization_config", {}).get("layout", 1)
         self.sub_norms = any(name.endswith("ffn_sub_norm.weight") for name in self._files)
         self.tied = "lm_head.weight" not in self._files
         if self.sub_norms and not self.tied:
@@ -243,7 +259,8 @@ class Source:
 
     def trits(self, name: str) -> Array:
         """(out, in) int8, its rows in the order that the GGUF architecture wants."""
-        trits = unpack(self.array(name), *self.shape(name))
+        layout = {} if self._layout == 1 else {"layout": self._layout}
+        trits = unpack(self.array(name), *self.shape(name), **layout)
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         key = heads.get(name.split(".")[-2])
         return interleave_rope(trits, self.config[key]) if key and not self.sub_norms else trits
@@ -270,27 +287,30 @@ def _describe(writer: gguf.GGUFWriter, source: Source, chosen: Format) -> None:
     writer.add_tokenizer_model("none")
 
 
-def _row_bytes(cols: int, kind: Kind) -> int:
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+def _row_bytes(cols: int, kind: int) -> int:
+    if kind == IQ2_BN:
+        block, size, head = IQ2_BN_BLOCK, IQ2_BN_BLOCK_BYTES, IQ2_BN_ROW_HEAD_BYTES
+    else:
+        (block, size), head = gguf.GGML_QUANT_SIZES[Kind(kind)], 0
     if cols % block:
-        raise SystemExit(f"{kind.name} wants rows of a multiple of {block} values, got {cols}")
-    return cols // block * size
+        raise SystemExit(f"type {kind} wants rows of a multiple of {block} values, got {cols}")
+    return head + cols // block * size
 
 
 def _announce(writer: gguf.GGUFWriter, source: Source, name: str, chosen: Format) -> None:
     """Enter one tensor into the file's table; its bytes come later, in the same order."""
     if source.is_matrix(name) or name in HEADS:
-        kind = chosen.matrix if source.is_matrix(name) else chosen.head
+        kind = chosen.matrix if source.is_matrix(name) else int(chosen.head)
         rows, cols = source.shape(name) if source.is_matrix(name) else source.array(name).shape
     else:
-        kind, (rows, cols) = Kind.F32, (1, source.array(name).size)
+        kind, (rows, cols) = int(Kind.F32), (1, source.array(name).size)
     n_bytes = rows * _row_bytes(cols, kind)
     writer.add_tensor_info(
         gguf_name(name),
-        (cols,) if kind is Kind.F32 else (rows, cols),
+        (cols,) if kind == Kind.F32 else (rows, cols),
         np.dtype(np.float32),  # of no meaning beside raw_dtype, but uint8 would turn shapes around
         n_bytes,
-        raw_dtype=kind,
+        raw_dtype=cast(Kind, kind),
     )
 
 

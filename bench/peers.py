@@ -1,6 +1,8 @@
 """llama.cpp as a worker that answers one measurement at a time; see bench/README.md.
 
-    .venv-peers/bin/python bench/peers.py MODEL.gguf [--context 512] [--threads 1]
+    .venv-peers/bin/python bench/peers.py MODEL.gguf [--context 512] [--threads 1] [--engine ik]
+
+`--engine ik` takes ik_llama.cpp instead, and lets it repack the matrices while it loads.
 
 The worker loads the file once and warms it up.  Then it reads one JSON object a line from stdin
 and answers each with one line on stdout, so that whoever drives it can alternate it with another
@@ -56,21 +58,24 @@ PREFILL_TOKENS = 128
 FIRST_TOKEN_PROMPT = 8
 WARM_UP_TOKENS = 32  # enough for the batched code path; a second is too long to wait on a board
 LOG_LEVEL_ERROR = 4  # of ggml_log_level
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+TokenArray = ctypes.Array[ctypes.c_int32]
 
 
 class PeerError(Exception):
     """What llama.cpp refused, in one line."""
 
 
-def load_bindings(package: str) -> types.ModuleType:
-    """Import the C bindings of `package` without the rest of it, which takes a second."""
+def load_bindings(package: str, module: str) -> types.ModuleType:
+    """Import the C bindings in `package` without the rest of it, which takes a second."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise PeerError(f"{package} is not installed for {sys.executable}: run `make peers`")
     shell = types.ModuleType(package)
     shell.__path__ = list(spec.submodule_search_locations)
     sys.modules[package] = shell
-    return importlib.import_module(f"{package}.{package}")
+    return importlib.import_module(f"{package}.{module}")
 
 
 def peak_rss_mb() -> float:
@@ -84,29 +89,37 @@ class LlamaCpp:
     """One model in llama.cpp, driven through its C API: no sampler chain, no tokenizer."""
 
     name = "llama.cpp"
-    bindings = "llama_cpp"
     distribution = "llama-cpp-python"
 
     def __init__(self) -> None:
-        self.api = load_bindings(self.bindings)
+        self.api = self.bind()
         # Kept alive: C calls it whenever it has something to say.
-        self._log = self.api.llama_log_callback(self._write_errors)
-        self.api.llama_log_set(self._log, ctypes.c_void_p(0))
+        self._log = LOG_CALLBACK(self._write_errors)
+        self.library.llama_log_set(self._log, None)
+        self.library.llama_print_system_info.restype = ctypes.c_char_p
         self.api.llama_backend_init()
         self.model = self.context = None
+
+    def bind(self) -> types.ModuleType:
+        return load_bindings("llama_cpp", "llama_cpp")
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        return self.api._lib
 
     @staticmethod
     def _write_errors(level: int, text: bytes, _data: Any) -> None:
         if level == LOG_LEVEL_ERROR:
             sys.stderr.write(text.decode(errors="replace"))
 
+    def model_params(self) -> Any:
+        return self.api.llama_model_default_params()
+
     def load(self, path: Path, n_ctx: int, threads: int) -> None:
         api = self.api
-        self.model = api.llama_model_load_from_file(
-            str(path).encode(), api.llama_model_default_params()
-        )
+        self.model = api.llama_model_load_from_file(str(path).encode(), self.model_params())
         if not self.model:
-            raise PeerError(f"{path}: llama.cpp cannot load it")
+            raise PeerError(f"{path}: {self.name} cannot load it")
         params = api.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_threads = params.n_threads_batch = threads
@@ -121,9 +134,12 @@ class LlamaCpp:
     def forget(self) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
-    def eval(self, ids: ctypes.Array[ctypes.c_int32]) -> None:
+    def batch(self, ids: TokenArray) -> Any:
+        return self.api.llama_batch_get_one(ids, len(ids))
+
+    def eval(self, ids: TokenArray) -> None:
         """Append `ids` as one batch; the logits of the last one are then ready."""
-        status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(ids, len(ids)))
+        status = self.api.llama_decode(self.context, self.batch(ids))
         if status:
             raise PeerError(f"llama_decode of {len(ids)} tokens gave {status}")
 
@@ -138,28 +154,60 @@ class LlamaCpp:
 
     def cpu(self) -> dict[str, bool]:
         """What the library was compiled to use, as it says itself."""
-        text = self.api.llama_print_system_info().decode()
+        text = self.library.llama_print_system_info().decode()
         pairs = (part.rpartition(":")[2].split("=") for part in text.split("|") if "=" in part)
         return {key.strip(): value.strip() == "1" for key, value in pairs}
 
 
-def token_ids(engine: LlamaCpp, n: int) -> ctypes.Array[ctypes.c_int32]:
+class IkLlamaCpp(LlamaCpp):
+    """The same in ik_llama.cpp, whose C API left the other one's some time ago."""
+
+    name = "ik_llama.cpp"
+    distribution = "ik-llama-cpp-python"
+
+    def bind(self) -> types.ModuleType:
+        api = load_bindings("ik_llama_cpp", "_ctypes_api")
+        self._past = 0
+        api._lib.llama_batch_get_one.restype = api.llama_batch
+        api._lib.llama_set_n_threads.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+        return api
+
+    def model_params(self) -> Any:
+        params = self.api.llama_model_default_params()
+        params.repack_tensors = True
+        return params
+
+    def set_threads(self, threads: int) -> None:
+        self.library.llama_set_n_threads(self.context, threads, threads)
+
+    def forget(self) -> None:
+        self._past = 0
+        self.api.llama_kv_cache_clear(self.context)
+
+    def batch(self, ids: TokenArray) -> Any:
+        first, self._past = self._past, self._past + len(ids)
+        return self.library.llama_batch_get_one(ids, len(ids), first, 0)
+
+
+ENGINES = {"llama": LlamaCpp, "ik": IkLlamaCpp}
+
+
+def token_ids(engine: LlamaCpp, n: int) -> TokenArray:
     """`n` different tokens, the same ones every time."""
     stride = 7919  # a prime: no two of a prompt's tokens share an embedding row or a page
     return (ctypes.c_int32 * n)(*((1 + i * stride) % engine.vocab_size for i in range(n)))
 
 
-def next_token(engine: LlamaCpp) -> ctypes.Array[ctypes.c_int32]:
+def next_token(engine: LlamaCpp) -> TokenArray:
     return (ctypes.c_int32 * 1)(int(engine.logits().argmax()))
 
 
 class Worker:
     """Answers requests about one loaded file."""
 
-    def __init__(self, engine: LlamaCpp, path: Path, context: int) -> None:
+    def __init__(self, engine: LlamaCpp, args: argparse.Namespace) -> None:
         self._engine = engine
-        self._path = path
-        self._context = context
+        self._args = args
 
     def warm_up(self) -> None:
         self.prefill(WARM_UP_TOKENS, 1)
@@ -192,8 +240,10 @@ class Worker:
         return {"seconds": seconds, "prefill_tok_s": round(tokens / seconds, 3)}
 
     def first_token(self, tokens: int, threads: int) -> dict[str, Any]:
-        command = [sys.executable, __file__, str(self._path), "--first-token", str(tokens)]
-        command += ["--threads", str(threads), "--context", str(self._context)]
+        args = self._args
+        command = [sys.executable, __file__, str(args.model), "--first-token", str(tokens)]
+        command += ["--threads", str(threads), "--context", str(args.context)]
+        command += ["--engine", args.engine]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - began
@@ -254,11 +304,11 @@ def first_token(engine: LlamaCpp, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(args: argparse.Namespace) -> Worker:
-    engine = LlamaCpp()
+    engine = ENGINES[args.engine]()
     began = time.perf_counter()
     engine.load(args.model, args.context, args.threads)
     load_s = time.perf_counter() - began
-    worker = Worker(engine, args.model, args.context)
+    worker = Worker(engine, args)
     worker.warm_up()
     say(
         {
@@ -281,13 +331,14 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", choices=ENGINES, default="llama")
     parser.add_argument(
         "--first-token", type=int, metavar="N", help="prompt of N tokens, then leave"
     )
     args = parser.parse_args()
     try:
         if args.first_token:
-            say(first_token(LlamaCpp(), args))
+            say(first_token(ENGINES[args.engine](), args))
         else:
             serve(start(args))
     except (PeerError, OSError) as err:

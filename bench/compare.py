@@ -24,11 +24,16 @@ FIGURES = {"decode_tok_s", "prefill_tok_s", "first_token_ms", "load_ms", "proces
 Samples = dict[tuple[str, int], list[float]]  # (figure, threads) -> one value a round
 
 
+def engine_of(model: Path) -> list[str]:
+    """ik_llama.cpp for the formats that only it reads."""
+    return ["--engine", "ik"] if model.stem.startswith("iq2_bn") else []
+
+
 class Peer:
     """One worker process."""
 
-    def __init__(self, python: Path, model: Path, arguments: list[str]) -> None:
-        command = [str(python), str(HERE / "peers.py"), str(model), *arguments]
+    def __init__(self, python: Path, model: Path) -> None:
+        command = [str(python), str(HERE / "peers.py"), str(model), *engine_of(model)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -53,11 +58,6 @@ class Peer:
         if self._process.stdin:
             self._process.stdin.close()
         self._process.wait()
-
-
-def engine_of(model: Path) -> list[str]:
-    """ik_llama.cpp for the formats that only it reads."""
-    return ["--engine", "ik"] if model.stem.startswith("iq2_bn") else []
 
 
 def requests(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: bench/results/peers-<shape>-<date>.json")
     parser.add_argument("--note", default="", help="what the reader should know of the machine")
     arguments = parser.parse_args()
-    peers = [Peer(arguments.python, model, engine_of(model)) for model in arguments.models]
+    peers = [Peer(arguments.python, model) for model in arguments.models]
     figures = collect(peers, arguments)
     for peer in peers:
         peer.close()

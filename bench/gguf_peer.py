@@ -233,6 +233,10 @@ class Source:
         kinds = {"U8": np.uint8, "F32": np.float32, "F16": np.float16}
         return np.frombuffer(data, kinds[dtype]).reshape(shape)
 
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
+        """Everything, as edgeagent._core.Model takes it."""
+        return {name: file.tensor(name) for name, file in self._files.items()}
+
     def is_matrix(self, name: str) -> bool:
         return f"{name}_scale" in self._files
 

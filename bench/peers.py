@@ -150,7 +150,7 @@ class LlamaCpp:
     def describe(self) -> str:
         text = ctypes.create_string_buffer(256)
         self.api.llama_model_desc(self.model, text, len(text))
-        return text.value.decode()
+        return text.value.decode().partition(" - ")[0]
 
     def cpu(self) -> dict[str, bool]:
         """What the library was compiled to use, as it says itself."""

@@ -28,7 +28,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist $(VENV) edgeagent/_core*.so cext/_core.c *.egg-info
+	rm -rf build dist $(VENV) $(PEERS) edgeagent/_core*.so cext/_core.c *.egg-info
 
 SOURCES := pyproject.toml setup.py $(wildcard cext/*.pyx cext/src/* cext/include/*)
 
@@ -44,3 +44,4 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	touch $@ $(VENV)/.demo
 
 include cext/check.mk
+include bench/peers.mk

@@ -3,8 +3,8 @@
 Two small random models of SiLU, one with sub-norms and one without, in every format: our logits
 beside each peer's after the same tokens.  They cannot be equal: we quantise the activations of a
 token to int8 with one scale, llama.cpp with one for 256 (Q8_K) or 32 (Q8_0) of them, or with none
-(F16), and its head may be quantised.  A row of weights in the wrong place shows at once: the cosine
-falls to that of two strangers.
+(F16), and its head may be quantised.  That leaves cosines above 0.997; rows of q and k in the wrong
+order give 0.93.
 """
 
 from __future__ import annotations

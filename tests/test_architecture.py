@@ -62,6 +62,7 @@ MAX_FILE_LINES = 500
 TEXT = {".c", ".h", ".md", ".py", ".pyi", ".pyx", ".pxd", ".mk", ".toml", ".service", ".conf"}
 TEXT |= {".rules", ".catalog", ".yml", ".yaml", ".sh", ".json"}
 NOT_OURS = {".git", ".venv", "build", "dist", "node_modules", "__pycache__", "bundled"}
+NOT_OURS |= {".venv-peers"}  # engines that ours is measured beside
 
 
 def name_of(path: Path) -> str:

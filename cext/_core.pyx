@@ -11,7 +11,7 @@ import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -237,6 +237,21 @@ def check_trits(buffer, int layout=1):
         want = "bytes below 243" if layout == 2 else "codes 0, 1 and 2"
         got = (<const uint8_t *>held.view.buf)[at] if layout == 2 else "code 3"
         raise ValueError(f"packed trits: expected {want}, got {got} in byte {at}")
+
+
+def read_bandwidth(data, int threads=1):
+    """Read all of ``data`` once; return bytes a second and the xor of its 64-bit words."""
+    check_threads(threads)
+    cdef _Buffer held = _Buffer(data)
+    cdef uint64_t fold = 0
+    cdef double seconds
+    if held.view.len == 0:
+        raise ValueError("data: expected at least one byte, got none")
+    with nogil:
+        seconds = tern_read_seconds(<const uint8_t *>held.view.buf, held.view.len, threads, &fold)
+    if seconds <= 0.0:
+        raise MemoryError(f"no memory or threads for {threads} threads")
+    return held.view.len / seconds, fold
 
 
 # ---- the model ----

@@ -102,6 +102,7 @@ cdef extern from "forward.h" nogil:
         uint64_t weight_bytes, weight_bytes_skipped
         uint64_t activations, zero_activations
         uint64_t gates, closed_gates
+        uint64_t down_inputs, zero_down_inputs
 
     ctypedef struct tern_state:
         pass
@@ -116,6 +117,11 @@ cdef extern from "forward.h" nogil:
     void tern_state_truncate(tern_state *state, size_t n_past)
     tern_counters *tern_state_counters(tern_state *state)
     size_t tern_kv_bytes(const tern_config *config, size_t context)
+
+
+cdef extern from "bandwidth.h" nogil:
+    double tern_read_seconds(const uint8_t *data, size_t n_bytes, size_t n_threads,
+                             uint64_t *fold)
 
 
 cdef extern from "sampler.h" nogil:

@@ -14,6 +14,13 @@ def supported_variants() -> list[str]:
 def check_trits(buffer: Buffer, layout: int = 1) -> None:
     """Raise ValueError when a packed plane of this layout holds an illegal byte."""
 
+def read_bandwidth(data: Buffer, threads: int = 1) -> tuple[float, int]:
+    """Read all of ``data`` once; return bytes a second and the xor of its 64-bit words.
+
+    Raises:
+        ValueError: no bytes, or ``threads`` is out of range.
+    """
+
 class Kernels:
     """The kernel table of one variant, chosen once.  Its methods exist for tests and benchmarks."""
 
@@ -169,8 +176,9 @@ class Session:
         """Return what was computed and skipped since the last reset, one dictionary a layer.
 
         Keys: ``multiplications``, ``multiplications_skipped``, ``weight_bytes``,
-        ``weight_bytes_skipped``; ``activations`` and ``zero_activations`` of all matrix inputs;
-        ``gates`` and ``closed_gates`` of the feed-forward part.
+        ``weight_bytes_skipped``; ``activations`` and ``zero_activations`` of all matrix inputs,
+        ``down_inputs`` and ``zero_down_inputs`` of the last one; ``gates`` and ``closed_gates`` of
+        the feed-forward part.
         """
     def reset_counters(self) -> None: ...
 

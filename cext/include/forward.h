@@ -61,6 +61,7 @@ typedef struct tern_counters {
     uint64_t weight_bytes, weight_bytes_skipped;
     uint64_t activations, zero_activations; /* inputs of all matrices */
     uint64_t gates, closed_gates;           /* rows of up whose gate is exactly 0 */
+    uint64_t down_inputs, zero_down_inputs; /* the part of the activations that enters down */
 } tern_counters;
 
 /* What it is doing now: KV cache, scratch memory and threads of one conversation. */

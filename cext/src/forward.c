@@ -143,6 +143,15 @@ static void count_gates(tern_state *s)
     }
 }
 
+static void count_down_inputs(tern_state *s)
+{
+    tern_counters *n = &s->counters[s->layer];
+    for (size_t t = 0; t < s->n_tokens; t++) {
+        n->down_inputs += s->model->config.ffn;
+        n->zero_down_inputs += s->in[t].n_zero;
+    }
+}
+
 /* Gate and up: when rows of up can be skipped, the gate comes first and decides which. */
 static void multiply_gate_and_up(tern_state *s, const tern_layer *w)
 {
@@ -172,6 +181,7 @@ static void run_layer(tern_state *s)
     over_tokens(s, enter_ffn);
     multiply_gate_and_up(s, w);
     over_tokens(s, enter_down);
+    count_down_inputs(s);
     multiply(s, &(product_job){ .state = s, .w = { &w->down }, .n_planes = 1 });
     over_tokens(s, leave_ffn);
 }

@@ -108,6 +108,51 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.set_defaults(handler=_lazy("edgeagent.cli_tools", "train"))
 
 
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser("bench", help="measure speed beside the memory's roofline")
+    what = bench.add_mutually_exclusive_group()
+    what.add_argument(
+        "--shape",
+        choices=("tiny", "small", "2b4t"),
+        default="small",
+        help="random weights of this shape",
+    )
+    what.add_argument("--model", type=Path, help="a model directory instead")
+    bench.add_argument("--threads", type=int, help="default: the number of cores, at most 4")
+    bench.add_argument(
+        "--zero-act",
+        type=float,
+        metavar="Z",
+        help="zeros at down_proj's input, as a fraction; 0: nothing is skipped; default: 0.8",
+    )
+    bench.add_argument("--closed-gates", type=float, metavar="G", help="default: 7/8 of Z")
+    bench.add_argument("--kv-bits", type=int, metavar="B", help="bits of the KV cache")
+    bench.add_argument("--kernel", help="force a kernel variant, as EDGEAGENT_KERNEL does")
+    bench.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="[NAME=]COMMAND",
+        help="a worker of another engine, measured in turn with ours (see bench/peers.py)",
+    )
+    bench.add_argument("--tokens", type=int, default=32, help="decode steps of one run")
+    bench.add_argument("--prompt", type=int, default=128, help="tokens of a prefill")
+    bench.add_argument("--past", type=int, default=8, help="tokens before a decode begins")
+    bench.add_argument("--repeat", type=int, default=5, help="rounds; figures are medians")
+    bench.add_argument(
+        "--starts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure fresh processes too, warm and cold",
+    )
+    bench.add_argument("--bandwidth-mb", type=int, default=1024, help="of the bandwidth probe")
+    bench.add_argument("--cache", type=Path, default=Path("build/bench"), help="of made models")
+    bench.add_argument("--out", type=Path, help="keep the result in this file")
+    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--verbose", action="store_true", help="say on stderr what is being done")
+    bench.set_defaults(handler=_lazy("edgeagent.cli_bench", "bench"))
+
+
 def _lazy(module: str, name: str) -> Handler:
     def call(args: argparse.Namespace) -> int:
         from importlib import import_module
@@ -125,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_remote(commands)
     _add_local(commands)
     _add_tools(commands)
+    _add_bench(commands)
     return parser
 
 

@@ -31,7 +31,7 @@ def demo(args: argparse.Namespace) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Convert float masters to a sealed model directory."""
-    _need("numpy", "fleet")
+    need("numpy", "fleet")
     from edgeagent.convert.masters import convert_masters
     from edgeagent.convert.seal import seal
 
@@ -56,7 +56,7 @@ def convert(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train a model; everything behind the word belongs to the trainer's own parser."""
     try:
-        _need("torch", "train")
+        need("torch", "train")
     except ConfigError as err:
         print(f"edgeagent: {err}", file=sys.stderr)
         return err.exit_code
@@ -65,7 +65,8 @@ def train(args: argparse.Namespace) -> int:
     return cli.main(args.rest)
 
 
-def _need(module: str, extra: str) -> None:
+def need(module: str, extra: str) -> None:
+    """Refuse in one line what needs an optional package that is not there."""
     from importlib.util import find_spec
 
     if find_spec(module) is None:

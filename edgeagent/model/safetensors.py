@@ -154,7 +154,7 @@ class SafetensorsFile:
         return info.dtype, info.shape, memoryview(self._map)[info.begin : info.end]
 
 
-def _order(item: tuple[str, str, tuple[int, ...], bytes]) -> tuple[int, str]:
+def _order(item: tuple[str, str, tuple[int, ...], bytes | memoryview]) -> tuple[int, str]:
     # U8 planes are multiples of 32 bytes; F32 before F16 keeps both aligned after them.
     rank = {"U8": 0, "F32": 1, "F16": 2, "BF16": 2, "I8": 3}
     return rank[item[1]], item[0]
@@ -162,7 +162,7 @@ def _order(item: tuple[str, str, tuple[int, ...], bytes]) -> tuple[int, str]:
 
 def write_safetensors(
     out: BinaryIO,
-    tensors: Iterable[tuple[str, str, tuple[int, ...], bytes]],
+    tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]],
     metadata: Mapping[str, str],
 ) -> None:
     """Write `(name, dtype, shape, bytes)` tensors in an order that keeps every element aligned."""

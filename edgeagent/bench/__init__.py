@@ -1,0 +1,1 @@
+"""HOST: synthetic models and measurements, `edgeagent bench`.  The daemon never imports this."""

@@ -1,0 +1,85 @@
+"""`bench`: speed beside the roofline, of a synthetic shape or of a model directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeagent.cli_local import MAX_DEFAULT_THREADS
+from edgeagent.cli_tools import need
+from edgeagent.errors import ConfigError
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure, print a table or JSON, and keep the result if a file is named."""
+    need("numpy", "fleet")
+    _check(args)
+    result, text = _whole(args)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(result, ensure_ascii=False) if args.json else text)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, value in (("--zero-act", args.zero_act), ("--closed-gates", args.closed_gates)):
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{name}: expected a fraction from 0 to below 1, got {value:g}")
+    for name in ("tokens", "prompt", "repeat"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}: expected at least 1, got {getattr(args, name)}")
+
+
+def _report(args: argparse.Namespace) -> Any:
+    """Return what says how far long work has come: on stderr, so that stdout stays the result."""
+    is_terminal = sys.stderr.isatty()
+
+    def report(line: str) -> None:
+        if is_terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif args.verbose:
+            print(line, file=sys.stderr, flush=True)
+
+    return report
+
+
+def _model(args: argparse.Namespace, report: Any) -> Path:
+    from edgeagent.bench.model_dir import Wanted, ensure_model
+    from edgeagent.bench.shapes import DEFAULT_ZERO_ACT, GATES_PER_ZERO, SHAPES
+
+    if args.model is not None:
+        return Path(args.model)
+    zero_act = args.zero_act or DEFAULT_ZERO_ACT  # 0: the usual model, nothing skipped
+    closed = zero_act * GATES_PER_ZERO if args.closed_gates is None else args.closed_gates
+    wanted = Wanted(SHAPES[args.shape], round(zero_act, 4), round(closed, 4))
+    return ensure_model(wanted, args.cache, report)
+
+
+def _whole(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from edgeagent.bench.report import model_text
+    from edgeagent.bench.whole import Plan, measure
+
+    report = _report(args)
+    plan = Plan(
+        threads=args.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS),
+        zero_skip=args.zero_act != 0,
+        kernel=args.kernel,
+        kv_bits=args.kv_bits,
+        past=args.past,
+        decode_tokens=args.tokens,
+        prefill_tokens=args.prompt,
+        repetitions=args.repeat,
+        starts=args.starts,
+        bandwidth_bytes=args.bandwidth_mb << 20,
+        peers=args.peer,
+    )
+    result = measure(_model(args, report), plan, report)
+    result["shape"] = None if args.model else args.shape
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    return result, model_text(result)

@@ -34,8 +34,10 @@ Measure = Callable[[Norms], Shares]
 
 TOKENS = 32
 MAX_RUNS = 14
-LAYER_TOLERANCE = 0.006  # of every layer, in shares of 1; what is promised is 0.01 of the model
-MEAN_TOLERANCE = 0.002
+LAYER_TOLERANCE = 0.01  # of every layer, in shares of 1
+MEAN_TOLERANCE = 0.002  # of the model
+MIN_TURN = 0.1  # of a knob, to learn a slope from
+MAX_SLOPE = 4.0  # and its inverse, times the guess: what a slope may be
 #: Shares of exactly 0 or 1 have no quantile.
 MIN_SHARE = 1e-4
 JITTER = 0.1  # of gains that nothing depends on
@@ -66,9 +68,9 @@ class Secant:
         at = quantile(shares)
         if self._last is not None:
             moved, answered = self.value - self._last[0], at - self._last[1]
-            seen = np.divide(answered, moved, out=np.zeros_like(at), where=np.abs(moved) > 1e-3)
-            # A slope of the wrong sign or size is noise: keep the old one.
-            sound = (seen / self._guess > 0.1) & (seen / self._guess < 10)
+            seen = np.divide(answered, moved, out=np.zeros_like(at), where=np.abs(moved) > MIN_TURN)
+            # The two knobs touch each other: what a small turn answers is mostly the other one.
+            sound = (seen / self._guess > 1 / MAX_SLOPE) & (seen / self._guess < MAX_SLOPE)
             self._slope = np.where(sound, seen, self._slope)
         self._last = (self.value.copy(), at)
         move = np.clip((self._target - at) / self._slope, -self._limit / 3, self._limit / 3)

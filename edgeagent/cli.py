@@ -118,6 +118,12 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="random weights of this shape",
     )
     what.add_argument("--model", type=Path, help="a model directory instead")
+    what.add_argument(
+        "--kernels", action="store_true", help="single matrix products that come from memory"
+    )
+    bench.add_argument(
+        "--formats", action="store_true", help="the model in several number formats, side by side"
+    )
     bench.add_argument("--threads", type=int, help="default: the number of cores, at most 4")
     bench.add_argument(
         "--zero-act",

@@ -7,18 +7,24 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.cli_local import MAX_DEFAULT_THREADS
 from edgeagent.cli_tools import need
 from edgeagent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeagent.bench.whole import Plan
 
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print a table or JSON, and keep the result if a file is named."""
     need("numpy", "fleet")
     _check(args)
-    result, text = _whole(args)
+    measure = _kernels if args.kernels else _formats if args.formats else _whole
+    result, text = measure(args)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -60,13 +66,36 @@ def _model(args: argparse.Namespace, report: Any) -> Path:
     return ensure_model(wanted, args.cache, report)
 
 
-def _whole(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from edgeagent.bench.report import model_text
-    from edgeagent.bench.whole import Plan, measure
+def _threads(args: argparse.Namespace) -> int:
+    cores = min(os.cpu_count() or 1, MAX_DEFAULT_THREADS)
+    return cores if args.threads is None else int(args.threads)
+
+
+def _kernels(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from edgeagent.bench.kernels import measure
+    from edgeagent.bench.report import kernels_text
+
+    threads = sorted({1, _threads(args)})
+    result = measure(args.kernel, threads, args.repeat, _report(args))
+    return result, kernels_text(result)
+
+
+def _formats(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from edgeagent.bench.formats import measure
+    from edgeagent.bench.report import formats_text
 
     report = _report(args)
-    plan = Plan(
-        threads=args.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS),
+    path = _model(args, report)
+    result = measure(lambda _: path, _plan(args), report)
+    result["shape"] = None if args.model else args.shape
+    return result, formats_text(result)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from edgeagent.bench.whole import Plan
+
+    return Plan(
+        threads=_threads(args),
         zero_skip=args.zero_act != 0,
         kernel=args.kernel,
         kv_bits=args.kv_bits,
@@ -78,8 +107,13 @@ def _whole(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         bandwidth_bytes=args.bandwidth_mb << 20,
         peers=args.peer,
     )
-    result = measure(_model(args, report), plan, report)
+
+
+def _whole(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from edgeagent.bench.report import model_text
+    from edgeagent.bench.whole import measure
+
+    report = _report(args)
+    result = measure(_model(args, report), _plan(args), report)
     result["shape"] = None if args.model else args.shape
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
     return result, model_text(result)

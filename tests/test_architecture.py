@@ -3,7 +3,7 @@
     cli -> agent -> adapters -> protocol, power -> errors
              |        engine -> model -> _core
              +-> ota.device -> ota                      ota never imports edgeagent
-    convert, train: the operator's machine              the device never imports ota.fleet
+    convert, train, bench: the operator's machine       the device never imports ota.fleet
 
 When a test here turns red, it is the code's turn to move first, not the table's.
 """
@@ -195,7 +195,7 @@ def test_the_engine_loads_nothing_that_speaks_to_the_outside():
 
 def test_the_daemon_imports_neither_training_nor_conversion():
     loaded = closure(*AGENT_ENTRIES, "edgeagent.engine")
-    operators = ("edgeagent.train", "edgeagent.convert", "ota.fleet")
+    operators = ("edgeagent.train", "edgeagent.convert", "edgeagent.bench", "ota.fleet")
     assert not {n: by for n, by in loaded.items() if any(is_below(n, p) for p in operators)}
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 from edgeagent.errors import AdapterError, ConfigError
 
-_NAMED = re.compile(r"([A-Za-z0-9][\w .+-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([A-Za-z0-9][\w .+-]*)=(.*)", re.DOTALL)
 #: After being told to leave; a worker has nothing to finish.
 LEAVE_S = 10.0
 

@@ -89,3 +89,47 @@ def _peer_table(peers: dict[str, dict[str, Any]]) -> str:
     ]
     header = ["peer", "decode", "ours", "prefill", "ours", "first token, ms", "RSS, MB"]
     return table(header, rows)
+
+
+def kernels_text(result: dict[str, Any]) -> str:
+    """Return the cold matrix-vector products for people."""
+    rows = [
+        [
+            f["op"],
+            "x".join(map(str, f["shape"])),
+            f["threads"],
+            "-" if f["zeros"] is None else f"{f['zeros']:.0%}",
+            f["us"],
+            f["gb_s"],
+            f["bandwidth_gb_s"],
+            percent(f["of_bandwidth"]),
+            _times(f["over_dense"]),
+            _times(f["ideal_over_dense"]),
+        ]
+        for f in result["figures"]
+    ]
+    header = ["op, cold", "shape", "threads", "zeros", "µs", "GB/s", "roofline", "of it"]
+    head = f"{result['kernel']}, {result['cpu']} ({result['date']})"
+    return f"{head}\n\n{table([*header, 'over dense', 'ideal'], rows)}"
+
+
+def formats_text(result: dict[str, Any]) -> str:
+    """Return the formats for people."""
+    rows = [
+        [
+            f["format"],
+            f["bits"],
+            f["weights_mb"],
+            f["ms_per_token"],
+            f["tok_s"],
+            f["roofline_tok_s"],
+            f["read_gb_s"],
+            result["bandwidth_gb_s"],
+            f["j_per_token"],
+        ]
+        for f in result["formats"]
+    ]
+    header = ["format", "bits", "MB", "ms/token", "tokens/s", "roofline", "GB/s", "roofline"]
+    head = f"{result['kernel']}, {result['threads']} threads, {result['cpu']} ({result['date']})"
+    why = {f["reason"] for f in result["formats"] if f["reason"]}
+    return "\n\n".join([head, table([*header, "J/token"], rows), *sorted(why)])

@@ -21,6 +21,7 @@ from edgeagent.bench.peer import Peer
 from edgeagent.bench.start import measure_starts
 from edgeagent.bench.subject import Subject, check_exact, decode, prefill, traffic
 from edgeagent.bench.synthetic import Report
+from edgeagent.model.files import read_release
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ def measure(path: Path, plan: Plan, report: Report) -> dict[str, Any]:
         AdapterError: a peer failed.
     """
     facts = machine.describe()
+    read_release(path)
     report(f"{path.name}: fresh processes")
     # Before anything maps the files here: mapped pages cannot be made cold.
     start = _start_figures(path, plan) if plan.starts else {}

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,12 @@ def _model(args: argparse.Namespace, report: Any) -> Path:
 
     if args.model is not None:
         return Path(args.model)
-    zero_act = args.zero_act or DEFAULT_ZERO_ACT  # 0: the usual model, nothing skipped
+    zero_act = DEFAULT_ZERO_ACT if args.zero_act is None else args.zero_act
     closed = zero_act * GATES_PER_ZERO if args.closed_gates is None else args.closed_gates
-    wanted = Wanted(SHAPES[args.shape], round(zero_act, 4), round(closed, 4))
+    shape = SHAPES[args.shape]
+    if zero_act == 0:  # nothing to skip: what such a model's converter chooses is measured
+        shape = replace(shape, act="silu")
+    wanted = Wanted(shape, round(zero_act, 4), round(closed, 4))
     return ensure_model(wanted, args.cache, report)
 
 

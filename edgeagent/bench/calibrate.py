@@ -133,6 +133,13 @@ def _distance(shares: Floats, target: float) -> tuple[float, float]:
     return float(np.abs(shares - target).max()), abs(float(shares.mean()) - target)
 
 
+def untuned(shape: Shape, measure: Measure) -> Calibration:
+    """Return plain norms: where no gate can close there is nothing to tune."""
+    norms = make_norms(shape, np.zeros(shape.layers), np.zeros(shape.layers))
+    closed, zero = measure(norms)
+    return Calibration(norms, float(closed.mean()), float(zero.mean()), 1)
+
+
 def calibrate(
     shape: Shape, measure: Measure, zero_act: float, closed_gates: float, report: Report
 ) -> Calibration:

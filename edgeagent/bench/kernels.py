@@ -27,7 +27,16 @@ from edgeagent.bench import machine
 from edgeagent.bench.bandwidth import Probe
 from edgeagent.bench.figures import Series
 from edgeagent.bench.synthetic import Report
-from edgeagent.convert.pack import PANEL_OUTPUTS, pack_input_major, pack_output_major
+from edgeagent.convert.pack import (
+    BLOCK3_TRITS,
+    PANEL_OUTPUTS,
+    TILE_OUTPUTS,
+    pack_channels3,
+    pack_input_major,
+    pack_output_major,
+    pack_rows3,
+    pack_tiles3,
+)
 
 #: (out, in) of gate and up, and of down, at 2b4t.
 SHAPES = ((6912, 2560), (2560, 6912))
@@ -36,6 +45,9 @@ ZEROS = (0.0, 0.5, 0.8, 0.9, 0.95)
 STACK_BYTES = 256 << 20  # eight times the last-level cache of the machine of the first results
 X_MAX = 127
 F16_BYTES = 2
+#: What our own dense decode uses: what skipping has to beat.
+DENSE_OP = "tiles base3"
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,83 +71,126 @@ class Case:
 
 
 class Stack:
-    """Copies of one random matrix, in both orientations, and one input vector."""
+    """Copies of one random matrix in one orientation, and one input vector."""
 
-    def __init__(self, shape: tuple[int, int], stack_bytes: int) -> None:
-        rng = np.random.default_rng(0)
+    def __init__(self, shape: tuple[int, int], packed: NDArray[np.uint8], stack_bytes: int) -> None:
         self.shape = shape
-        trits = rng.integers(-1, 2, shape, np.int8)
-        rows, lines = pack_output_major(trits), pack_input_major(trits)
-        self.copies = max(2, stack_bytes // lines.nbytes)
-        self.rows = np.concatenate([rows] * self.copies)
-        self.lines = np.concatenate([lines] * self.copies)
-        self.x = rng.integers(1, X_MAX + 1, shape[1]).astype(np.int8)
+        self.copies = max(2, stack_bytes // packed.nbytes)
+        self.plane = np.concatenate([packed] * self.copies)
+        self.x = np.random.default_rng(0).integers(1, X_MAX + 1, shape[1]).astype(np.int8)
 
-    def halves(self, n: int, threads: int) -> list[slice]:
-        """Split `n` into one contiguous part a thread."""
+    def case(
+        self, op: str, calls: Sequence[Call], pool: ThreadPoolExecutor, zeros: float | None = None
+    ) -> Case:
+        """Return the case that does all `calls` at once, one a thread."""
+        dense = self.plane.nbytes
+        share = 1.0 if zeros is None else round(self.shape[1] * (1 - zeros)) / self.shape[1]
+        run = partial(_together, pool, calls)
+        return Case(
+            op, self.shape, len(calls), zeros, self.copies, round(dense * share), dense, run
+        )
+
+    def parts(self, threads: int) -> list[slice]:
+        """Split the stack into one contiguous part a thread."""
+        n = len(self.plane)
         return [slice(n * t // threads, n * (t + 1) // threads) for t in range(threads)]
 
-    def cases(self, kernels: _core.Kernels, pool: ThreadPoolExecutor, threads: int) -> list[Case]:
-        """Return the dense cases of this shape and, for down_proj's, those with zeros."""
-        found = [self._rows_case(kernels, pool, threads), self._lines_case(kernels, pool, threads)]
-        if self.shape == SHAPES[1]:
-            found += [self._lines_case(kernels, pool, threads, zeros) for zeros in ZEROS]
-        return found
+    def with_zeros(self, zeros: float) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
+        """Return the input with this share of zeros, and the list of its other channels."""
+        n = len(self.x)
+        keep = np.sort(np.random.default_rng(1).permutation(n)[: round(n * (1 - zeros))])
+        x = np.zeros_like(self.x)
+        x[keep] = self.x[keep]
+        return x, keep.astype(np.uint32)
 
-    def _rows_case(self, kernels: _core.Kernels, pool: ThreadPoolExecutor, threads: int) -> Case:
-        y, x = np.empty(len(self.rows), np.int32), self.x.data
-        calls = [
-            partial(kernels.gemv_rows, self.rows[part].data, x, y[part].data)
-            for part in self.halves(len(y), threads)
-        ]
 
-        n_bytes = self.rows.nbytes
-        return Case(
-            "gemv_rows",
-            self.shape,
-            threads,
-            None,
-            self.copies,
-            n_bytes,
-            n_bytes,
-            partial(_together, pool, calls),
+def _row_case(stack: Stack, op: str, gemv: Any, pool: ThreadPoolExecutor, threads: int) -> Case:
+    y = np.empty(len(stack.plane), np.int32)
+    calls = [
+        partial(gemv, stack.plane[part].data, stack.x.data, y[part].data)
+        for part in stack.parts(threads)
+    ]
+    return stack.case(op, calls, pool)
+
+
+def _panel_case(
+    stack: Stack, op: str, gemv: Any, outputs: int, pool: ThreadPoolExecutor, threads: int
+) -> Case:
+    """Tiles or lines: the stack is one long plane of panels."""
+    y = np.empty(len(stack.plane) * outputs, np.int32)
+    calls = [
+        partial(
+            gemv,
+            stack.plane[part].data,
+            stack.x.data,
+            y[part.start * outputs : part.stop * outputs].data,
         )
+        for part in stack.parts(threads)
+    ]
+    return stack.case(op, calls, pool)
 
-    def _lines_case(
-        self,
-        kernels: _core.Kernels,
-        pool: ThreadPoolExecutor,
-        threads: int,
-        zeros: float | None = None,
-    ) -> Case:
-        y = np.empty(len(self.lines) * PANEL_OUTPUTS, np.int32)
-        x, live, share = self.x, None, 1.0
-        if zeros is not None:
-            keep = np.random.default_rng(1).permutation(len(x))[: round(len(x) * (1 - zeros))]
-            live = np.sort(keep).astype(np.uint32).data
-            x = np.where(np.isin(np.arange(len(x)), keep), x, 0).astype(np.int8)
-            share = len(keep) / len(x)
-        calls = [
-            partial(
-                kernels.gemv_cols,
-                self.lines[part].data,
-                x.data,
-                y[part.start * PANEL_OUTPUTS : part.stop * PANEL_OUTPUTS].data,
-                live,
-            )
-            for part in self.halves(len(self.lines), threads)
-        ]
-        dense = self.lines.nbytes
-        return Case(
-            "gemv_cols",
-            self.shape,
-            threads,
-            zeros,
-            self.copies,
-            round(dense * share),
-            dense,
-            partial(_together, pool, calls),
+
+def _all_channels(
+    gemv: Any, planes: Sequence[memoryview], x: memoryview, y: memoryview, live: memoryview | None
+) -> None:
+    for plane in planes:
+        gemv(plane, x, y, live)
+
+
+def _channel_case(
+    stack: Stack, gemv: Any, pool: ThreadPoolExecutor, threads: int, zeros: float | None
+) -> Case:
+    """Threads take whole copies."""
+    n_in, blocks = stack.shape[1], stack.plane.shape[1]
+    planes = [stack.plane[i * n_in : (i + 1) * n_in].data for i in range(stack.copies)]
+    x, live = (stack.x, None) if zeros is None else stack.with_zeros(zeros)
+    calls = [
+        partial(
+            _all_channels,
+            gemv,
+            planes[stack.copies * t // threads : stack.copies * (t + 1) // threads],
+            x.data,
+            np.empty(blocks * BLOCK3_TRITS, np.int32).data,
+            None if live is None else live.data,
         )
+        for t in range(threads)
+    ]
+    return stack.case("channels base3", calls, pool, zeros)
+
+
+def shape_cases(
+    shape: tuple[int, int],
+    kernels: _core.Kernels,
+    pool: ThreadPoolExecutor,
+    threads: Sequence[int],
+    stack_bytes: int,
+) -> list[Case]:
+    """Return every orientation of one shape, dense, and channels with zeros for down_proj's."""
+    trits = np.random.default_rng(0).integers(-1, 2, shape, np.int8)
+    rows2, rows3, lines, tiles, channels = (
+        Stack(shape, pack(trits), stack_bytes)
+        for pack in (
+            pack_output_major,
+            pack_rows3,
+            pack_input_major,
+            pack_tiles3,
+            pack_channels3,
+        )
+    )
+    rows3_gemv = partial(kernels.gemv_rows, layout=2)
+    found = []
+    for n in threads:
+        found += [
+            _row_case(rows2, "rows 2bit", kernels.gemv_rows, pool, n),
+            _row_case(rows3, "rows base3", rows3_gemv, pool, n),
+            _panel_case(lines, "lines 2bit", kernels.gemv_cols, PANEL_OUTPUTS, pool, n),
+            _panel_case(tiles, DENSE_OP, kernels.gemv_tiles, TILE_OUTPUTS, pool, n),
+            _channel_case(channels, kernels.gemv_channels, pool, n, None),
+        ]
+        if shape == SHAPES[1]:
+            gemv = kernels.gemv_channels
+            found += [_channel_case(channels, gemv, pool, n, zeros) for zeros in ZEROS]
+    return found
 
 
 def _together(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], object]]) -> None:
@@ -166,11 +221,7 @@ def _timed(case: Case) -> float:
 
 
 def _figures(cases: Sequence[Case], times: Series, bandwidth: dict[int, float]) -> list[Any]:
-    dense = {
-        (c.shape, c.threads): times.median(c.name)
-        for c in cases
-        if c.op == "gemv_cols" and c.zeros is None
-    }
+    dense = {(c.shape, c.threads): times.median(c.name) for c in cases if c.op == DENSE_OP}
     out = []
     for case in cases:
         seconds = times.median(case.name)
@@ -207,8 +258,11 @@ def measure(
     facts, kernels = machine.describe(), _core.Kernels(kernel)
     times, probe = Series(), Probe(stack_bytes)
     with ThreadPoolExecutor(max(threads)) as pool:
-        stacks = [Stack(shape, stack_bytes) for shape in SHAPES]
-        cases = [c for s in stacks for n in threads for c in s.cases(kernels, pool, n)]
+        cases = [
+            case
+            for shape in SHAPES
+            for case in shape_cases(shape, kernels, pool, threads, stack_bytes)
+        ]
         cases.append(head_case(kernels, stack_bytes))
         for case in cases:
             case.run()

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edgeagent.bench.calibrate import Calibration, calibrate, measure_with
+from edgeagent.bench.calibrate import Calibration, calibrate, measure_with, untuned
 from edgeagent.bench.shapes import Shape
 from edgeagent.bench.synthetic import (
     RECIPE,
@@ -31,7 +31,6 @@ from edgeagent.convert.seal import hash_files
 from edgeagent.model.files import (
     CONFIG_NAME,
     INDEX_NAME,
-    LAYOUT,
     QUANT_METHOD,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -55,7 +54,7 @@ class Wanted:
 
     def key(self, *, weights_only: bool = False) -> str:
         """Return the name of its directory below the cache."""
-        facts = {"shape": asdict(self.shape), "recipe": RECIPE, "layout": LAYOUT}
+        facts = {"shape": asdict(self.shape), "recipe": RECIPE, "layout": self.shape.layout}
         if not weights_only:
             facts |= {"zero_act": self.zero_act, "closed_gates": self.closed_gates}
         text = json.dumps(facts, sort_keys=True)
@@ -115,6 +114,8 @@ def _tune(wanted: Wanted, weights: Path, config: dict[str, Any], report: Report)
         file = SafetensorsFile(shard)
         tensors |= {name: file.tensor(name) for name in file.infos}
     measure = measure_with(config, tensors)
+    if not wanted.shape.relu2:
+        return untuned(wanted.shape, measure)
     return calibrate(wanted.shape, measure, wanted.zero_act, wanted.closed_gates, report)
 
 
@@ -132,14 +133,14 @@ def ensure_model(wanted: Wanted, cache: Path, report: Report) -> Path:
         return path
     weights = _weights(wanted, cache, report)
     config = wanted.shape.config()
-    config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": LAYOUT}
+    config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": wanted.shape.layout}
     tuned = _tune(wanted, weights, config, report)
     partial = _fresh(path)
     for file in weights.iterdir():
         if file.name != INDEX_NAME:
             _link(file, partial / file.name)
     norm_shard = shard_name(wanted.shape, wanted.shape.layers + 1)
-    names = write_shard(partial / norm_shard, norm_tensors(tuned.norms))
+    names = write_shard(partial / norm_shard, wanted.shape.layout, norm_tensors(tuned.norms))
     weight_map = read_json(weights / INDEX_NAME)["weight_map"] | dict.fromkeys(names, norm_shard)
     write_json(partial / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
     write_json(partial / CONFIG_NAME, config)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgeagent.convert.pack import choose_layout
+
 BOS_ID, EOS_ID = 0, 1
 
 #: Activation-zero fraction at down_proj that ReLU² models show (82 to 86 % published for 2B4T).
@@ -28,6 +30,17 @@ class Shape:
     vocab: int
     context: int
     rope_theta: float
+    act: str = "relu2"  # or "silu": no gate is ever closed
+
+    @property
+    def layout(self) -> int:
+        """How its trits are packed."""
+        return choose_layout(self.trits)
+
+    @property
+    def relu2(self) -> bool:
+        """Whether gates close."""
+        return self.act == "relu2"
 
     @property
     def attention(self) -> int:
@@ -78,7 +91,7 @@ class Shape:
             "max_position_embeddings": self.context,
             "rms_norm_eps": 1e-5,
             "rope_theta": self.rope_theta,
-            "hidden_act": "relu2",
+            "hidden_act": self.act,
             "tie_word_embeddings": True,
             "bos_token_id": BOS_ID,
             "eos_token_id": EOS_ID,

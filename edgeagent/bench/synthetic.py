@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 
 from edgeagent.bench.shapes import Shape
 from edgeagent.convert.pack import Trits, pack_plane
-from edgeagent.model.files import LAYOUT
 from edgeagent.model.safetensors import write_safetensors
 
 #: Part of every cache key: grows when the same arguments give other bytes.
-RECIPE = 1
+RECIPE = 2
 SEED = 158
 #: What a layer adds to the residual stream, in units of the embedding's spread: after 30 layers the
 #: stream is some 2.5 times as wide, as tame as a trained one.
@@ -98,7 +97,9 @@ def _layer_tensors(shape: Shape, layer: int) -> Iterator[Tensor]:
     for projection, (_, n_in) in shape.projections.items():
         name = f"model.layers.{layer}.{projection}.weight"
         trits = random_trits(shape, layer, projection)
-        packed = pack_plane(projection, trits, relu2=True)
+        packed = pack_plane(
+            trits, projection.split(".")[-1], relu2=shape.relu2, layout=shape.layout
+        )
         yield name, "U8", packed.shape, _bytes(packed)
         yield f"{name}_scale", "F32", (1,), _bytes(np.array([scale_of(projection, n_in)], "<f4"))
 
@@ -123,11 +124,11 @@ def shard_name(shape: Shape, shard: int) -> str:
     return f"model-{shard + 1:05d}-of-{shape.layers + 2:05d}.safetensors"
 
 
-def write_shard(path: Path, tensors: Iterator[Tensor]) -> list[str]:
+def write_shard(path: Path, layout: int, tensors: Iterator[Tensor]) -> list[str]:
     """Write one shard; return the names of its tensors."""
     held = list(tensors)
     with path.open("wb") as out:
-        write_safetensors(out, held, {"format": "edgeagent", "layout": str(LAYOUT)})
+        write_safetensors(out, held, {"format": "edgeagent", "layout": str(layout)})
     return [name for name, *_ in held]
 
 
@@ -138,7 +139,7 @@ def write_weights(shape: Shape, target: Path, report: Report) -> dict[str, str]:
         report(f"{shape.name}: writing weights, {shard + 1} of {shape.layers + 1}")
         layer = _layer_tensors(shape, shard - 1)
         name = shard_name(shape, shard)
-        written = write_shard(target / name, layer if shard else _end_tensors(shape))
+        written = write_shard(target / name, shape.layout, layer if shard else _end_tensors(shape))
         weight_map |= dict.fromkeys(written, name)
     return weight_map
 

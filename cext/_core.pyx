@@ -161,7 +161,7 @@ cdef class Kernels:
                    *, int repeat=1):
         """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of tiles."""
         cdef _Activations a = _Activations(x)
-        cdef size_t panels = plane.shape[0], tiles = -(-a.act.n // TERN_TILE_CHANNELS)
+        cdef size_t panels = plane.shape[0], tiles = (a.act.n + 3) // TERN_TILE_CHANNELS
         if (<size_t>plane.shape[1], plane.shape[2], plane.shape[3]) != (tiles, 16, 4):
             raise ValueError(f"gemv_tiles: expected plane (panels, {tiles}, 16, 4), got "
                              f"({', '.join(str(plane.shape[i]) for i in range(4))})")

@@ -10,7 +10,7 @@
 CHECK_DIR     := build/check
 CHECK_SOURCES := $(sort $(wildcard cext/src/*.c))
 CHECK_HEADERS := $(wildcard cext/src/*.h cext/include/*.h)
-CHECK_NAMES   := kernel_check math_check forward_check
+CHECK_NAMES   := kernel_check kv_check math_check forward_check
 CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fvisibility=hidden -pthread -Icext/include \
                  -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
 CHECK_ASAN    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -28,17 +28,20 @@ need = @for tool in $(1); do command -v $${tool%%:*} >/dev/null || { \
 
 kernel-check: $(CHECK_NAMES:%=$(CHECK_DIR)/%)
 	$(CHECK_DIR)/kernel_check $(CHECK_VARIANTS)
+	$(CHECK_DIR)/kv_check $(CHECK_VARIANTS)
 	$(CHECK_DIR)/math_check
 	$(CHECK_DIR)/forward_check
 
-kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/forward_check-asan
+kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/kv_check-asan $(CHECK_DIR)/forward_check-asan
 	$(CHECK_DIR)/kernel_check-asan $(CHECK_VARIANTS)
+	$(CHECK_DIR)/kv_check-asan $(CHECK_VARIANTS)
 	$(CHECK_DIR)/forward_check-asan
 
 kernel-check-old:
 	$(call need,qemu-x86_64:qemu-user)
-	$(MAKE) --no-print-directory $(CHECK_DIR)/kernel_check $(CHECK_DIR)/forward_check
+	$(MAKE) --no-print-directory $(CHECK_DIR)/kernel_check $(CHECK_DIR)/kv_check $(CHECK_DIR)/forward_check
 	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kernel_check scalar
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kv_check scalar
 	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/forward_check
 
 kernel-check-arm:
@@ -46,6 +49,7 @@ kernel-check-arm:
 	$(MAKE) --no-print-directory $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm scalar neon
 	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kv_check-arm scalar neon
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/math_check-arm
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/forward_check-arm
 	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/forward_check-arm

@@ -29,6 +29,7 @@
 #ifndef TERNARY_H
 #define TERNARY_H
 
+#include "kv.h"
 #include <stddef.h>
 #include <stdint.h>
 
@@ -159,6 +160,7 @@ typedef struct tern_kernels {
     tern_dot_f16_fn *dot_f16;
     tern_dot_f32_fn *dot_f32;
     tern_mix_f32_fn *mix_f32;
+    const tern_kv_ops *kv;
 } tern_kernels;
 
 /* The only function that looks at the machine. */

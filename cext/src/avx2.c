@@ -324,5 +324,6 @@ const tern_kernels tern_avx2 = {
     .dot_f16 = dot_f16_avx2,
     .dot_f32 = dot_f32_avx2,
     .mix_f32 = mix_f32_avx2,
+    .kv = &tern_kv_avx2,
 };
 #endif

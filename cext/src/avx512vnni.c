@@ -121,5 +121,6 @@ const tern_kernels tern_avx512vnni = {
     .dot_f16 = dot_f16_avx512vnni,
     .dot_f32 = dot_f32_avx512vnni,
     .mix_f32 = mix_f32_avx512vnni,
+    .kv = &tern_kv_avx512vnni,
 };
 #endif

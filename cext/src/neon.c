@@ -222,5 +222,6 @@ const tern_kernels tern_neon = {
     .dot_f16 = dot_f16_neon,
     .dot_f32 = dot_f32_neon,
     .mix_f32 = mix_f32_neon,
+    .kv = &tern_kv_neon,
 };
 #endif

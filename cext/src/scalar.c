@@ -123,4 +123,5 @@ const tern_kernels tern_scalar = {
     .dot_f16 = dot_f16_scalar,
     .dot_f32 = dot_f32_scalar,
     .mix_f32 = mix_f32_scalar,
+    .kv = &tern_kv_scalar,
 };

@@ -11,6 +11,11 @@ extern const tern_kernels tern_avx2;
 extern const tern_kernels tern_avx512vnni;
 extern const tern_kernels tern_neon;
 
+extern const tern_kv_ops tern_kv_scalar;
+extern const tern_kv_ops tern_kv_avx2;
+extern const tern_kv_ops tern_kv_avx512vnni;
+extern const tern_kv_ops tern_kv_neon;
+
 /* For a variant that has no better one yet. */
 tern_gemv_rows_fn gemv_rows_base3_scalar;
 tern_gemv_tiles_fn gemv_tiles_scalar;

@@ -550,19 +550,24 @@ cdef class Session:
     cdef readonly Py_ssize_t context
     cdef size_t _threads
     cdef bint _zero_skip
+    cdef readonly int kv_bits, kv_group_size
 
     def __cinit__(self, Model model not None, Py_ssize_t context, int threads=1,
-                  bint zero_skip=True):
+                  bint zero_skip=True, int kv_bits=16, int kv_group_size=64):
         if not 1 <= context <= model.context:
             raise ValueError(f"context: expected 1 to {model.context} positions, got {context}")
         check_threads(threads)
+        check_kv(kv_bits, kv_group_size)
         self.model = model
         self.context = context
+        self.kv_bits = kv_bits
+        self.kv_group_size = kv_group_size
         self._threads = threads
         self._zero_skip = zero_skip
         self._logits = bytearray(4 * model.model.config.vocab)
         with nogil:
-            self.state = tern_state_new(&model.model, context, threads, zero_skip)
+            self.state = tern_state_new(&model.model, context, threads, zero_skip, kv_bits,
+                                        kv_group_size)
         if self.state == NULL:
             raise MemoryError(f"no memory or threads for a context of {context} positions")
 
@@ -654,7 +659,16 @@ cdef class Session:
 
     @property
     def kv_bytes(self):
-        return tern_kv_bytes(&self.model.model.config, self.context)
+        return tern_kv_bytes(&self.model.model.config, self.context, self.kv_bits,
+                             self.kv_group_size)
+
+
+cdef check_kv(int bits, int group_size):
+    if bits not in (4, 8, 16, 32):
+        raise ValueError(f"kv_bits: expected 4, 8, 16 or 32, got {bits}")
+    if not 0 < group_size <= TERN_KV_GROUP_MAX or group_size % TERN_KV_GROUP_STEP:
+        raise ValueError(f"kv_group_size: expected a multiple of {TERN_KV_GROUP_STEP} up to "
+                         f"{TERN_KV_GROUP_MAX}, got {group_size}")
 
 
 cdef check_threads(int n):

@@ -3,6 +3,12 @@
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "kv.h" nogil:
+    enum:
+        TERN_KV_GROUP_STEP
+        TERN_KV_GROUP_MAX
+
+
 cdef extern from "ternary.h" nogil:
     ctypedef enum tern_packing:
         TERN_2BIT
@@ -108,7 +114,7 @@ cdef extern from "forward.h" nogil:
         pass
 
     tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_threads,
-                               bint zero_skip)
+                               bint zero_skip, unsigned kv_bits, size_t kv_group_size)
     void tern_state_free(tern_state *state)
     bint tern_state_set_threads(tern_state *state, size_t n_threads)
     void tern_state_set_zero_skip(tern_state *state, bint zero_skip)
@@ -116,7 +122,8 @@ cdef extern from "forward.h" nogil:
     size_t tern_state_n_past(const tern_state *state)
     void tern_state_truncate(tern_state *state, size_t n_past)
     tern_counters *tern_state_counters(tern_state *state)
-    size_t tern_kv_bytes(const tern_config *config, size_t context)
+    size_t tern_kv_bytes(const tern_config *config, size_t context, unsigned kv_bits,
+                         size_t kv_group_size)
 
 
 cdef extern from "bandwidth.h" nogil:

@@ -143,8 +143,28 @@ class Session:
     """A KV cache, its threads and the last logits.  One thread at a time may use it."""
 
     def __init__(
-        self, model: Model, context: int, threads: int = 1, zero_skip: bool = True
-    ) -> None: ...
+        self,
+        model: Model,
+        context: int,
+        threads: int = 1,
+        zero_skip: bool = True,
+        kv_bits: int = 16,
+        kv_group_size: int = 64,
+    ) -> None:
+        """Take memory and threads.
+
+        Args:
+            model: kept alive by the session.
+            context: positions, at most the model's.
+            threads: compute threads; the bits do not depend on it.
+            zero_skip: skip zeros; the bits do not depend on it.
+            kv_bits: bits of a number in the KV cache: 16, 8 or 4; 32 is the reference.
+            kv_group_size: channels that share a scale in 8 and 4 bits, a multiple of 32.
+
+        Raises:
+            ValueError: something is out of range.
+            MemoryError: there is no memory for the cache, or no thread.
+        """
     @property
     def n_past(self) -> int:
         """Positions in the KV cache."""
@@ -159,7 +179,12 @@ class Session:
     @zero_skip.setter
     def zero_skip(self, on: bool) -> None: ...
     @property
-    def kv_bytes(self) -> int: ...
+    def kv_bits(self) -> int: ...
+    @property
+    def kv_group_size(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV cache when every position is used."""
     def eval(self, tokens: Sequence[int]) -> None:
         """Append ``tokens`` to the KV cache; the logits of the last one are then ready.
 

@@ -1,15 +1,23 @@
 /* forward_check.c - the forward pass gives the same bits on every CPU, however it is run.
  *
  * Builds small random models of awkward shapes and runs a prompt through them with every variant,
- * thread count, zero-skip and split of the prompt.  All logits must be equal, and their hash must
- * be the one below: it was made on x86-64 and is the same on AArch64. */
+ * KV format, thread count, zero-skip and split of the prompt.  All logits of a format must be
+ * equal, and their hash must be the one below: it was made by scalar code on x86-64 and is the same
+ * on AArch64.  A long prompt crosses the chunks of attention. */
 #include "forward.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TOKENS = 21, CONTEXT = 40 }; /* more than one block of tokens */
+enum {
+    N_TOKENS = 21,  /* more than one block of tokens */
+    N_LONG = 2 * TERN_KV_CHUNK + 23,
+    CONTEXT = N_LONG + 19,
+    FORMATS = 4,
+};
+
+static const unsigned kv_bits[FORMATS] = { 32, 16, 8, 4 };
 
 typedef struct shape {
     size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
@@ -17,16 +25,28 @@ typedef struct shape {
     bool sub_norms, is_tied;
     unsigned rows; /* bit i: plane i of q k v o gate up down is rows */
     tern_packing packing;
-    uint64_t expected;
+    uint64_t expected[FORMATS], expected_long[FORMATS]; /* 0: not run */
 } shape;
 
 static const shape shapes[] = {
-    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_2BIT, 0x2cb6e822585796d9u },
-    { 131, 200, 341, 2, 2, 1, 100, TERN_RELU2, true, false, 0, TERN_2BIT, 0x9a5ff091a951d254u },
-    { 64, 72, 546, 2, 3, 1, 20, TERN_SILU, false, false, 0x7f, TERN_2BIT, 0x227f841137d72857u },
-    { 97, 130, 260, 2, 5, 5, 26, TERN_SILU, true, true, 0x55, TERN_2BIT, 0xa00ce714575fa2b9u },
-    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_BASE3, 0x98cd0294ace97dbbu },
-    { 131, 200, 341, 2, 2, 1, 100, TERN_SILU, true, false, 0x08, TERN_BASE3, 0xa76360c28171706au },
+    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_2BIT,
+      { 0x2cb6e822585796d9u, 0xbc81bfebebb527ccu, 0xb27a510a62f8696au, 0xda3f4ecef3d9d203u },
+      { 0 } },
+    { 131, 200, 341, 2, 2, 1, 100, TERN_RELU2, true, false, 0, TERN_2BIT,
+      { 0x9a5ff091a951d254u, 0x1e97a437c6496ddau, 0xc4386020070b501du, 0x6cc64897cfc1c96cu },
+      { 0 } },
+    { 64, 72, 546, 2, 3, 1, 20, TERN_SILU, false, false, 0x7f, TERN_2BIT,
+      { 0x227f841137d72857u, 0x5489a9b210ada546u, 0x5b661d02abddf992u, 0xc2fb1c9bf003d512u },
+      { 0x773db2fe925dc06bu, 0x43ea261008637983u, 0x7d25b1fe5d02764cu, 0x61661b51eb959a3eu } },
+    { 97, 130, 260, 2, 5, 5, 26, TERN_SILU, true, true, 0x55, TERN_2BIT,
+      { 0xa00ce714575fa2b9u, 0x494cc993cd081abeu, 0x9eacf4533636d86bu, 0xe5ea6f1321cb91e7u },
+      { 0xf14325f753ceaf1du, 0x67ac64886251d869u, 0x2ad88bc1b5bf47cau, 0x98d9239973437671u } },
+    { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_BASE3,
+      { 0x98cd0294ace97dbbu, 0, 0, 0 },
+      { 0 } },
+    { 131, 200, 341, 2, 2, 1, 100, TERN_SILU, true, false, 0x08, TERN_BASE3,
+      { 0xa76360c28171706au, 0, 0, 0 },
+      { 0 } },
 };
 
 static uint64_t seed;
@@ -158,36 +178,69 @@ static uint64_t hash(const float *logits, size_t n)
     return h;
 }
 
+typedef struct way {
+    size_t threads, piece, n_tokens;
+    unsigned kv_bits;
+    bool zero_skip;
+} way;
+
 /* Run the prompt in pieces of `piece` tokens. */
-static uint64_t run(const tern_model *m, size_t threads, bool zero_skip, size_t piece)
+static uint64_t run(const tern_model *m, way w)
 {
+    enum { GROUP = 64 };
     float *logits = allocate(m->config.vocab * sizeof *logits);
-    tern_state *state = tern_state_new(m, CONTEXT, threads, zero_skip);
-    uint32_t tokens[N_TOKENS];
+    tern_state *state = tern_state_new(m, CONTEXT, w.threads, w.zero_skip, w.kv_bits, GROUP);
+    uint32_t tokens[N_LONG];
     if (!state) exit(2);
-    for (size_t i = 0; i < N_TOKENS; i++) tokens[i] = (uint32_t)(i * 37 % m->config.vocab);
-    for (size_t i = 0; i < N_TOKENS; i += piece)
-        tern_forward(state, tokens + i, piece < N_TOKENS - i ? piece : N_TOKENS - i, logits);
+    for (size_t i = 0; i < w.n_tokens; i++) tokens[i] = (uint32_t)(i * 37 % m->config.vocab);
+    for (size_t i = 0; i < w.n_tokens; i += w.piece)
+        tern_forward(state, tokens + i, w.piece < w.n_tokens - i ? w.piece : w.n_tokens - i,
+                     logits);
     const uint64_t h = hash(logits, m->config.vocab);
     tern_state_free(state);
     free(logits);
     return h;
 }
 
-static long check_ways(const tern_model *m, uint64_t expected)
+static long check_way(const tern_model *m, way w, uint64_t expected)
+{
+    const uint64_t got = run(m, w);
+    if (got == expected) return 0;
+    printf("FAIL %s, kv_bits %u, %zu tokens in pieces of %zu, %zu threads, zero-skip %d: "
+           "%016" PRIx64 "\n",
+           m->kernels->name, w.kv_bits, w.n_tokens, w.piece, w.threads, w.zero_skip, got);
+    return 1;
+}
+
+static long check_ways(const tern_model *m, unsigned bits, uint64_t expected)
 {
     static const size_t threads[] = { 1, 2, 3, 5 }, pieces[] = { N_TOKENS, 1, 5, 17 };
     long failed = 0;
-    for (size_t t = 0; t < 4; t++) {
-        for (size_t p = 0; p < 4; p++) {
+    for (size_t t = 0; t < 4; t++)
+        for (size_t p = 0; p < 4; p++)
             for (int skip = 0; skip < 2; skip++) {
-                const uint64_t got = run(m, threads[t], skip, pieces[p]);
-                if (got == expected) continue;
-                printf("FAIL %s, %zu threads, pieces of %zu, zero-skip %d: %016" PRIx64 "\n",
-                       m->kernels->name, threads[t], pieces[p], skip, got);
-                failed++;
+                const way w = { threads[t], pieces[p], N_TOKENS, bits, skip };
+                failed += check_way(m, w, expected);
             }
-        }
+    return failed;
+}
+
+static long check_long(const tern_model *m, unsigned bits, uint64_t expected)
+{
+    long failed = check_way(m, (way){ 1, N_LONG, N_LONG, bits, true }, expected);
+    failed += check_way(m, (way){ 3, 1, N_LONG, bits, true }, expected);
+    return failed + check_way(m, (way){ 2, 50, N_LONG, bits, true }, expected);
+}
+
+static long check_formats(const tern_model *m, const shape *s)
+{
+    long failed = 0;
+    for (size_t f = 0; f < FORMATS; f++) {
+        printf("%zu heads of %zu, %-10s, kv_bits %2u: %016" PRIx64 ", expected %016" PRIx64 "\n",
+               s->n_heads, s->head_dim, m->kernels->name, kv_bits[f],
+               run(m, (way){ 1, N_TOKENS, N_TOKENS, kv_bits[f], true }), s->expected[f]);
+        failed += check_ways(m, kv_bits[f], s->expected[f]);
+        if (s->expected_long[f]) failed += check_long(m, kv_bits[f], s->expected_long[f]);
     }
     return failed;
 }
@@ -199,10 +252,7 @@ int main(void)
         tern_model m = random_model(&shapes[i]);
         for (const tern_kernels *const *v = tern_variants(); *v; v++) {
             m.kernels = tern_select(tern_cpu_features(), (*v)->name);
-            if (!m.kernels) continue;
-            printf("logits %zu %-8s %016" PRIx64 ", expected %016" PRIx64 "\n", i, m.kernels->name,
-                   run(&m, 1, true, N_TOKENS), shapes[i].expected);
-            failed += check_ways(&m, shapes[i].expected);
+            if (m.kernels) failed += check_formats(&m, &shapes[i]);
         }
         free_model(&m);
     }

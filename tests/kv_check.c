@@ -142,6 +142,20 @@ static void range_of(const float *x, size_t n, double *low, double *high)
     }
 }
 
+static tern_kv_score_fn *score_of(const tern_kv_ops *ops, tern_kv_format format)
+{
+    return format == TERN_KV_F16    ? ops->score_f16
+           : format == TERN_KV_INT8 ? ops->score_int8
+                                    : ops->score_int4;
+}
+
+static tern_kv_mix_fn *mix_of(const tern_kv_ops *ops, tern_kv_format format)
+{
+    return format == TERN_KV_F16    ? ops->mix_f16
+           : format == TERN_KV_INT8 ? ops->mix_int8
+                                    : ops->mix_int4;
+}
+
 /* Read channel d of row r back, through the scalar ops: a key by a query of one 1, a value by a
  * weight of one 1. */
 static float key_back(const tern_kv_layout *kv, const uint8_t *tiles, size_t r, size_t d)
@@ -155,22 +169,17 @@ static float key_back(const tern_kv_layout *kv, const uint8_t *tiles, size_t r, 
     scale[g] = 1.0f;
     sum[g] = 1;
     const tern_kv_query query = { x, codes, scale, sum };
-    const tern_kv_ops *ops = tern_select(0, "scalar")->kv;
-    (kv->format == TERN_KV_F16    ? ops->score_f16
-     : kv->format == TERN_KV_INT8 ? ops->score_int8
-                                  : ops->score_int4)(kv, tiles, 1 + r / TERN_KV_TILE, &query, 1,
-                                                     scores, ROWS_MAX);
+    score_of(tern_select(0, "scalar")->kv, kv->format)(kv, tiles, 1 + r / TERN_KV_TILE, &query, 1,
+                                                       scores, ROWS_MAX);
     return scores[r];
 }
 
 static void values_back(const tern_kv_layout *kv, const uint8_t *tiles, size_t r, float *y)
 {
     float w[ROWS_MAX] = { 0 };
-    const tern_kv_ops *ops = tern_select(0, "scalar")->kv;
     w[r] = 1.0f;
-    (kv->format == TERN_KV_F16    ? ops->mix_f16
-     : kv->format == TERN_KV_INT8 ? ops->mix_int8
-                                  : ops->mix_int4)(kv, tiles, TILES_MAX, w, ROWS_MAX, 1, y, DIM_MAX);
+    mix_of(tern_select(0, "scalar")->kv, kv->format)(kv, tiles, TILES_MAX, w, ROWS_MAX, 1, y,
+                                                     DIM_MAX);
 }
 
 static void check_stored(const tern_kv_layout *kv, const uint8_t *keys, const uint8_t *values,
@@ -213,26 +222,12 @@ static void compare(const char *variant, const char *op, const tern_kv_layout *k
     if (memcmp(want, got, count * sizeof *want) == 0) return;
     size_t at = 0;
     while (memcmp(want + at, got + at, sizeof *want) == 0) at++;
-    snprintf(what, sizeof what, "%s %s format %d, head_dim %zu, group %zu, %s, %zu queries", variant,
-             op, (int)kv->format, kv->head_dim, kv->group, fills[fill], n);
+    snprintf(what, sizeof what, "%s %s format %d, head_dim %zu, group %zu, %s, %zu queries",
+             variant, op, (int)kv->format, kv->head_dim, kv->group, fills[fill], n);
     char detail[80];
     snprintf(detail, sizeof detail, "[%zu]: want %a, got %a", at, (double)want[at],
              (double)got[at]);
     fail(what, detail);
-}
-
-static tern_kv_score_fn *score_of(const tern_kv_ops *ops, tern_kv_format format)
-{
-    return format == TERN_KV_F16    ? ops->score_f16
-           : format == TERN_KV_INT8 ? ops->score_int8
-                                    : ops->score_int4;
-}
-
-static tern_kv_mix_fn *mix_of(const tern_kv_ops *ops, tern_kv_format format)
-{
-    return format == TERN_KV_F16 ? ops->mix_f16
-           : format == TERN_KV_INT8 ? ops->mix_int8
-                                    : ops->mix_int4;
 }
 
 static void check_ops(const tern_kernels *v, const tern_kv_layout *kv, const sample *s, size_t fill)
@@ -327,7 +322,8 @@ static bool has_run(const char *name)
 
 int main(int argc, char **argv)
 {
-    static const size_t dims[] = { 2, 20, 26, 64, 80, 96, 100, 128, 256 }, groups[] = { 32, 64, 128 };
+    static const size_t dims[] = { 2, 20, 26, 64, 80, 96, 100, 128, 256 };
+    static const size_t groups[] = { 32, 64, 128 };
     static const unsigned bits[] = { 16, 8, 4 };
     long layouts = 0;
     check_halves();

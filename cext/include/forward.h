@@ -67,9 +67,12 @@ typedef struct tern_counters {
 /* What it is doing now: KV cache, scratch memory and threads of one conversation. */
 typedef struct tern_state tern_state;
 
-/* NULL when memory or threads are lacking.  `model` must outlive the state. */
+/* NULL when memory or threads are lacking.  `model` must outlive the state.
+ *
+ * `kv_bits` is 32, 16, 8 or 4, `kv_group_size` a multiple of TERN_KV_GROUP_STEP up to
+ * TERN_KV_GROUP_MAX: see kv.h.  32 is the reference that published hashes of logits are made with. */
 tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_threads,
-                           bool zero_skip);
+                           bool zero_skip, unsigned kv_bits, size_t kv_group_size);
 void tern_state_free(tern_state *state);
 
 /* Replace the threads.  False when they cannot be had; the state is then unchanged. */
@@ -88,7 +91,8 @@ void tern_state_truncate(tern_state *state, size_t n_past); /* n_past <= the pre
 /* (n_layers,) */
 tern_counters *tern_state_counters(tern_state *state);
 
-/* Bytes of a KV cache, and of everything else in a state. */
-size_t tern_kv_bytes(const tern_config *config, size_t context);
+/* Bytes of a KV cache when every position is used; memory is taken as positions are. */
+size_t tern_kv_bytes(const tern_config *config, size_t context, unsigned kv_bits,
+                     size_t kv_group_size);
 
 #endif

@@ -68,25 +68,12 @@ static void rotate_and_store(tern_state *s, const tern_layer *w, size_t t)
 
     dequantize(product(s, 0, t), w->q.n_out, w->q.scale * inverse, query);
     rope(query, c->n_heads, c->head_dim, cosines, sines);
+    kv_prepare_query(s, t, query);
     dequantize(product(s, 1, t), w->k.n_out, w->k.scale * inverse, h);
     rope(h, c->n_kv_heads, c->head_dim, cosines, sines);
     kv_store_key(s, position, h);
     dequantize(product(s, 2, t), w->v.n_out, w->v.scale * inverse, h);
     kv_store_value(s, position, h);
-}
-
-/* Work items are (token, head) pairs. */
-static void run_attention(void *arg, size_t thread, size_t n_threads)
-{
-    tern_state *s = arg;
-    const tern_config *c = &s->model->config;
-    const span mine = share(s->n_tokens * c->n_heads, thread, n_threads);
-    for (size_t i = mine.begin; i < mine.end; i++) {
-        const size_t t = i / c->n_heads, head = i % c->n_heads;
-        const float *query = row(s->queries, t, c->n_heads * c->head_dim) + head * c->head_dim;
-        float *out = row(s->h, t, s->width) + head * c->head_dim;
-        attend(s, head, s->n_past + t + 1, query, thread, out);
-    }
 }
 
 static void leave_attention(tern_state *s, const tern_layer *w, size_t t)
@@ -175,7 +162,7 @@ static void run_layer(tern_state *s)
     over_tokens(s, enter_attention);
     multiply(s, &(product_job){ .state = s, .w = { &w->q, &w->k, &w->v }, .n_planes = 3 });
     over_tokens(s, rotate_and_store);
-    pool_run(s->pool, run_attention, s);
+    attend(s);
     over_tokens(s, leave_attention);
     multiply(s, &(product_job){ .state = s, .w = { &w->o }, .n_planes = 1 });
     over_tokens(s, enter_ffn);
@@ -203,10 +190,21 @@ static void run_head(void *arg, size_t thread, size_t n_threads)
                                  hidden, job->x, job->logits + mine.begin);
 }
 
+/* Rows for the positions of this block, when they are reached for the first time. */
+static void extend_rope_table(tern_state *s)
+{
+    const tern_config *c = &s->model->config;
+    const size_t end = s->n_past + s->n_tokens;
+    if (end <= s->n_rope) return;
+    rope_table(c->rope_theta, c->head_dim, s->n_rope, end, s->cosines, s->sines);
+    s->n_rope = end;
+}
+
 static void run_block(tern_state *s, const uint32_t *tokens, size_t n_tokens)
 {
     const size_t hidden = s->model->config.hidden;
     s->n_tokens = n_tokens;
+    extend_rope_table(s);
     for (size_t t = 0; t < n_tokens; t++)
         embed_f16(s->model->embed + tokens[t] * hidden, hidden, row(s->x, t, hidden));
     for (s->layer = 0; s->layer < s->model->config.n_layers; s->layer++) run_layer(s);

@@ -246,10 +246,16 @@ ISA INLINE void mix_queries(const tern_kv_layout *kv, const uint8_t *tiles, size
 {
     size_t i = 0;
     mix m = { .w = w, .y = y, .w_stride = stride, .y_stride = y_stride };
-    for (; i + QUERIES <= n_queries; i += QUERIES, m.w += QUERIES * stride, m.y += QUERIES * y_stride)
+    for (; i + QUERIES <= n_queries; i += QUERIES) {
         mix_tiles(kv, tiles, n_tiles, m, QUERIES, mix_tile);
-    for (; i + 2 <= n_queries; i += 2, m.w += 2 * stride, m.y += 2 * y_stride)
+        m.w += QUERIES * stride;
+        m.y += QUERIES * y_stride;
+    }
+    for (; i + 2 <= n_queries; i += 2) {
         mix_tiles(kv, tiles, n_tiles, m, 2, mix_tile);
+        m.w += 2 * stride;
+        m.y += 2 * y_stride;
+    }
     if (i < n_queries) mix_tiles(kv, tiles, n_tiles, m, 1, mix_tile);
 }
 

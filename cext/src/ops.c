@@ -83,13 +83,14 @@ void add_dequantized(const int32_t *z, size_t n, float scale, float *y)
     for (size_t i = 0; i < n; i++) y[i] += (float)z[i] * scale;
 }
 
-void rope_table(double theta, size_t head_dim, size_t context, float *cosines, float *sines)
+void rope_table(double theta, size_t head_dim, size_t begin, size_t end, float *cosines,
+                float *sines)
 {
     const size_t half = head_dim / 2;
     const double log_theta = det_log(theta);
     for (size_t i = 0; i < half; i++) {
         const double frequency = det_exp(-2.0 * (double)i / (double)head_dim * log_theta);
-        for (size_t position = 0; position < context; position++) {
+        for (size_t position = begin; position < end; position++) {
             double sine, cosine;
             det_sincos((double)position * frequency, &sine, &cosine);
             cosines[position * half + i] = (float)cosine;
@@ -108,25 +109,6 @@ void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const
             x[i + half] = b * cosines[i] + a * sines[i];
         }
     }
-}
-
-/* Sum in the order of the kernels' dot products. */
-static float sum_f32(const float *x, size_t n)
-{
-    float lane[DOT_LANES] = { 0 };
-    const size_t whole = n - n % DOT_LANES;
-    for (size_t i = 0; i < whole; i += DOT_LANES)
-        for (size_t l = 0; l < DOT_LANES; l++) lane[l] += x[i + l];
-    for (size_t i = whole; i < n; i++) lane[i - whole] += x[i];
-    return dot_tree(lane);
-}
-
-float softmax_unscaled(float *x, size_t n)
-{
-    float largest = x[0];
-    for (size_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    for (size_t i = 0; i < n; i++) x[i] = det_expf(x[i] - largest);
-    return 1.0f / sum_f32(x, n);
 }
 
 void activate(tern_act_kind kind, float *gate, size_t n)

@@ -1,7 +1,6 @@
 /* ops.h - private: the float steps between two matrices, in portable C.
  *
- * Elementwise loops have no order to keep; every sum is either a kernel's dot product or sum_f32.
- */
+ * Elementwise loops have no order to keep; every sum is a kernel's. */
 #ifndef OPS_H
 #define OPS_H
 
@@ -32,14 +31,13 @@ void list_live(quantized *q);
 void dequantize(const int32_t *z, size_t n, float scale, float *y);
 void add_dequantized(const int32_t *z, size_t n, float scale, float *y);
 
-/* cos and sin of position * theta^(-2 i / head_dim): (context, head_dim / 2) each. */
-void rope_table(double theta, size_t head_dim, size_t context, float *cosines, float *sines);
+/* cos and sin of position * theta^(-2 i / head_dim) for positions [begin, end) of tables of
+ * (context, head_dim / 2) each. */
+void rope_table(double theta, size_t head_dim, size_t begin, size_t end, float *cosines,
+                float *sines);
 
 /* Rotate-half RoPE over (n_heads, head_dim) in place; cosines and sines of one position. */
 void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines);
-
-/* w[i] = exp(x[i] - max x) in place; returns 1 / sum, the sum in the order of ternary.h. */
-float softmax_unscaled(float *x, size_t n);
 
 /* Activation of the gate in place. */
 void activate(tern_act_kind kind, float *gate, size_t n);

@@ -3,13 +3,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Zeroed memory that tern_state_free gives back; NULL when there is none.  calloc leaves large
- * blocks unmapped until they are touched, so a long context costs nothing until it is used. */
+/* calloc leaves large blocks unmapped until they are touched, so a long context costs nothing until
+ * it is used. */
+void *state_take(tern_state *s, size_t count, size_t size)
+{
+    enum { LINE = 64 };
+    uint8_t *block = calloc(count * size / LINE + 2, LINE);
+    if (!block) return NULL;
+    s->owned[s->n_owned++] = block;
+    return block + (LINE - (uintptr_t)block % LINE) % LINE;
+}
+
 static void *take(tern_state *s, size_t count, size_t size)
 {
-    void *block = calloc(count ? count : 1, size);
-    if (block) s->owned[s->n_owned++] = block;
-    return block;
+    return state_take(s, count, size);
 }
 
 static size_t larger(size_t a, size_t b)
@@ -27,11 +34,8 @@ static bool take_quantized(tern_state *s, quantized *q)
 static bool take_caches(tern_state *s)
 {
     const tern_config *c = &s->model->config;
-    const size_t kv = tern_kv_bytes(c, s->context) / 2;
     const size_t table = s->context * (c->head_dim / 2);
-    return (s->kv.keys = take(s, kv, 1)) && (s->kv.values = take(s, kv, 1)) &&
-           (s->kv.scores = take(s, TERN_THREADS_MAX * s->context, sizeof(float))) &&
-           (s->cosines = take(s, table, sizeof(float))) &&
+    return kv_take(s) && (s->cosines = take(s, table, sizeof(float))) &&
            (s->sines = take(s, table, sizeof(float)));
 }
 
@@ -56,7 +60,7 @@ static bool take_scratch(tern_state *s)
 }
 
 tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_threads,
-                           bool zero_skip)
+                           bool zero_skip, unsigned kv_bits, size_t kv_group_size)
 {
     const tern_config *c = &model->config;
     tern_state *s = calloc(1, sizeof *s);
@@ -66,12 +70,12 @@ tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_thr
     s->zero_skip = zero_skip;
     s->width = larger(larger(c->hidden, c->ffn), c->n_heads * c->head_dim);
     s->z_stride = (s->width + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
+    kv_init(s, kv_bits, kv_group_size);
     s->pool = pool_new(n_threads);
     if (!s->pool || !take_caches(s) || !take_scratch(s)) {
         tern_state_free(s);
         return NULL;
     }
-    rope_table(c->rope_theta, c->head_dim, context, s->cosines, s->sines);
     return s;
 }
 

@@ -5,15 +5,45 @@
 #include "forward.h"
 #include "ops.h"
 #include "pool.h"
+#include "variants.h"
+#include <stdatomic.h>
 
 _Static_assert((int)TERN_THREADS_MAX == (int)POOL_THREADS_MAX, "one limit of threads");
 
-/* Keys and values of past positions, float32.  Only attention.c knows how they are stored. */
+enum {
+    KV_QUERIES_WANTED = 16, /* of one KV head in one call: 4 reads of a tile from the first cache */
+    KV_QUERIES_MAX = 1024,  /* query heads of one KV head, at most */
+};
+
+/* Keys and values of past positions, and what attention needs besides.  Only attention.c looks
+ * inside; the format is kv.h's.  B is TERN_TOKENS_BLOCK. */
 typedef struct kv_cache {
-    float *keys;   /* (n_layers, n_kv_heads, context, head_dim) */
-    float *values; /* the same */
-    float *scores; /* (TERN_THREADS_MAX, context) scratch */
+    tern_kv_layout layout;
+    float scale;           /* of scores: 1 / sqrt(head_dim) */
+    size_t n_queries;      /* most queries of one call */
+    size_t partial;        /* floats of one partial result */
+    uint8_t *keys;         /* (n_layers, n_kv_heads, tiles of the context, tile_bytes) */
+    uint8_t *values;       /* the same */
+    tern_kv_query *queries; /* (B, n_heads) */
+    int8_t *codes;         /* (B, n_heads, kv_padded_dim) of the queries */
+    float *scales;         /* (B, n_heads, n_groups) */
+    int32_t *sums;         /* (B, n_heads, n_groups) */
+    float *partials;       /* (chunks of the context, n_heads, partial) of one token */
+    float *scratch;        /* (TERN_THREADS_MAX, kv_scratch_floats) */
+    _Atomic size_t next_item;
+    _Atomic size_t *chunks_done; /* (n_kv_heads,) */
 } kv_cache;
+
+static inline size_t kv_tiles(size_t positions)
+{
+    return (positions + TERN_KV_TILE - 1) / TERN_KV_TILE;
+}
+
+/* Codes of a query: whole vectors. */
+static inline size_t kv_padded_dim(size_t head_dim)
+{
+    return (head_dim + TERN_KV_GROUP_STEP - 1) / TERN_KV_GROUP_STEP * TERN_KV_GROUP_STEP;
+}
 
 /* Tokens of one block; B is TERN_TOKENS_BLOCK. */
 struct tern_state {
@@ -27,6 +57,7 @@ struct tern_state {
 
     kv_cache kv;
     float *cosines, *sines; /* (context, head_dim / 2) */
+    size_t n_rope;          /* positions of them that are computed */
 
     size_t width;                      /* widest vector: max(hidden, ffn, n_heads * head_dim) */
     size_t z_stride;                   /* width, up to whole panels and blocks of every kind */
@@ -41,15 +72,26 @@ struct tern_state {
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
 
-    void *owned[256]; /* all of the above, for tern_state_free */
+    void *owned[3 * TERN_TOKENS_BLOCK + 32]; /* all of the above, for tern_state_free */
     size_t n_owned;
 };
+
+/* Zeroed memory aligned to a cache line that tern_state_free gives back; NULL when there is none. */
+void *state_take(tern_state *s, size_t count, size_t size);
+
+/* Fill in the sizes of the KV cache, then take its memory. */
+void kv_init(tern_state *s, unsigned kv_bits, size_t kv_group_size);
+bool kv_take(tern_state *s);
+size_t kv_scratch_floats(const kv_cache *kv);
 
 /* Store the key or the value of one position in the present layer: (n_kv_heads, head_dim). */
 void kv_store_key(tern_state *s, size_t position, const float *key);
 void kv_store_value(tern_state *s, size_t position, const float *value);
 
-/* Attention of one query head over positions [0, n): out is (head_dim,). */
-void attend(tern_state *s, size_t head, size_t n, const float *query, size_t thread, float *out);
+/* Take over the queries of token t of the block: (n_heads, head_dim), kept until `attend`. */
+void kv_prepare_query(tern_state *s, size_t t, const float *query);
+
+/* Attention of the block's tokens in the present layer; writes rows of s->h. */
+void attend(tern_state *s);
 
 #endif

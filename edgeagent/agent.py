@@ -335,6 +335,8 @@ def _engine_settings(settings: Config, command: Sequence[str] | None) -> EngineS
         threads=engine.threads,
         kernel=engine.kernel,
         zero_skip=engine.zero_skip,
+        kv_bits=engine.kv_bits,
+        kv_group_size=engine.kv_group_size,
         start_timeout_s=engine.start_timeout_s,
         hang_timeout_s=engine.hang_timeout_s,
     )

@@ -39,6 +39,12 @@ def _local_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="model directory; default: the bundled model")
     parser.add_argument("--threads", type=int, help="default: the number of cores, at most 4")
     parser.add_argument("--kernel", help="force a kernel variant, as EDGEAGENT_KERNEL does")
+    parser.add_argument(
+        "--kv-bits", type=int, default=16, choices=(4, 8, 16, 32), help="of the KV cache"
+    )
+    parser.add_argument(
+        "--kv-group-size", type=int, default=64, help="numbers that share a scale in 8 and 4 bits"
+    )
     parser.add_argument("--verbose", action="store_true", help="print timings to stderr")
 
 

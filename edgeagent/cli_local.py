@@ -22,7 +22,12 @@ def _load(args: argparse.Namespace) -> LoadedModel:
     zero_skip = True if args.zero_skip is None else args.zero_skip
     try:
         return LoadedModel(
-            args.model or bundled_model(), threads=threads, kernel=args.kernel, zero_skip=zero_skip
+            args.model or bundled_model(),
+            threads=threads,
+            kernel=args.kernel,
+            zero_skip=zero_skip,
+            kv_bits=args.kv_bits,
+            kv_group_size=args.kv_group_size,
         )
     except ValueError as err:
         raise ConfigError(str(err)) from err
@@ -49,7 +54,7 @@ def _stream(steps: Generator[str, Any, Outcome], show: bool) -> Outcome:
 def _verbose(outcome: Outcome) -> None:
     speed = outcome.tokens_per_s
     print(
-        f"\nprompt eval count    {outcome.prompt_tokens} tokens\n"
+        f"\nprompt eval count    {outcome.prompt_tokens} tokens, {outcome.cached_tokens} cached\n"
         f"prompt eval duration {outcome.prefill_s * 1e3:.1f} ms\n"
         f"eval count           {outcome.completion_tokens} tokens\n"
         f"eval duration        {outcome.decode_s * 1e3:.1f} ms\n"

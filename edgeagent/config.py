@@ -38,7 +38,7 @@ def _opt(
     unit: str = "",
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str | int, ...] = (),
     shown: str | None = None,
 ) -> Any:
     meta = {"doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "shown": shown}
@@ -126,6 +126,13 @@ class Engine:
     threads: int = _opt(_cores, "compute threads", low=1, high=64, shown="cores, at most 4")
     kernel: str = _opt("", "kernel variant by name; empty: the best this CPU has")
     zero_skip: bool = _opt(True, "skip zeros; the answers are the same either way")
+    # Its error is lost in the rounding of int8 activations (docs/adr/0011-kv-cache.md).
+    kv_bits: int = _opt(
+        16, "bits of a number in the KV cache; fewer hold a longer context", choices=(4, 8, 16, 32)
+    )
+    kv_group_size: int = _opt(
+        64, "numbers that share a scale when `kv_bits` is 8 or 4", choices=(32, 64, 128, 256)
+    )
     # A 2 G-parameter model on a slow SD card reads 600 MB at 20 MB/s.
     start_timeout_s: float = _opt(60.0, "from start to ready", unit="s", low=1, high=3600)
     # Longer than any pause of a working engine: a block of prefill on the slowest board.
@@ -316,7 +323,7 @@ def _bounded(where: str, value: Any, spec: Field[Any]) -> Any:
         unit = f" {spec.metadata['unit']}" if spec.metadata["unit"] else ""
         raise ConfigError(f"{where}: expected {low:g} to {high:g}{unit}, got {value!r}")
     if choices and value not in choices:
-        raise ConfigError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ConfigError(f"{where}: expected one of {', '.join(map(str, choices))}, got {value!r}")
     return value
 
 
@@ -372,7 +379,7 @@ def _row(spec: Field[Any]) -> str:
     if shown is None:
         value = spec.default
         shown = "absent" if value is None else f"`{_toml(value)}`"
-    bounds = ", ".join(meta["choices"])
+    bounds = ", ".join(map(str, meta["choices"]))
     if meta["low"] is not None:
         bounds = f"{meta['low']:g}–{meta['high']:.10g} {meta['unit']}".strip()  # noqa: RUF001
     return f"| `{spec.name}` | {shown} | {bounds} | {meta['doc']} |"

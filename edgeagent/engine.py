@@ -165,13 +165,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernel")
     parser.add_argument("--no-zero-skip", dest="zero_skip", action="store_false")
+    parser.add_argument("--kv-bits", type=int, default=16)
+    parser.add_argument("--kv-group-size", type=int, default=64)
     return parser.parse_args(argv)
 
 
 def _load(args: argparse.Namespace) -> LoadedModel:
     try:
         return LoadedModel(
-            args.model, threads=args.threads, kernel=args.kernel, zero_skip=args.zero_skip
+            args.model,
+            threads=args.threads,
+            kernel=args.kernel,
+            zero_skip=args.zero_skip,
+            kv_bits=args.kv_bits,
+            kv_group_size=args.kv_group_size,
         )
     except ValueError as err:
         raise ConfigError(str(err)) from err

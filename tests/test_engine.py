@@ -72,6 +72,10 @@ def test_tokens_stream_and_the_end_stands_alone(engine):
     assert done["id"] == "a"
     assert "".join(t["text"] for t in tokens) == done["text"]
     assert done["usage"]["prompt_tokens"] == 6
+    assert done["usage"]["cached_tokens"] == 0
+    engine.send(op="generate", id="b", prompt="hello", params={"max_tokens": 8})
+    again = engine.until("done")[-1]
+    assert (again["text"], again["usage"]["cached_tokens"]) == (done["text"], 5)
 
 
 def test_messages_go_through_the_template(engine):

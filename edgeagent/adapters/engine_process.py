@@ -37,6 +37,8 @@ class EngineSettings:
     threads: int = 1
     kernel: str = ""
     zero_skip: bool = True
+    kv_bits: int = 16
+    kv_group_size: int = 64
     start_timeout_s: float = 60.0
     hang_timeout_s: float = 60.0
     command: Sequence[str] = ENGINE_COMMAND
@@ -48,6 +50,7 @@ class EngineSettings:
             arguments += ["--kernel", self.kernel]
         if not self.zero_skip:
             arguments += ["--no-zero-skip"]
+        arguments += ["--kv-bits", str(self.kv_bits), "--kv-group-size", str(self.kv_group_size)]
         return arguments
 
 

@@ -22,6 +22,8 @@ from ota.release import Health, Release
 
 #: Tokens of a prompt between two looks at the caller: below a second even on a 2B model.
 PREFILL_BLOCK_TOKENS = 32
+#: Bits of a number in the KV cache that published hashes of logits are made with.
+HEALTH_KV_BITS = 32
 #: The repetition penalty looks at this many last tokens, as llama.cpp does by default.
 REPETITION_WINDOW_TOKENS = 64
 
@@ -54,6 +56,7 @@ class Outcome:
     text: str = ""
     finish_reason: str = "length"
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's, found in the KV cache
     completion_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -73,6 +76,7 @@ class Outcome:
             "finish_reason": self.finish_reason,
             "usage": {
                 "prompt_tokens": self.prompt_tokens,
+                "cached_tokens": self.cached_tokens,
                 "completion_tokens": self.completion_tokens,
             },
             "timings": {
@@ -89,17 +93,39 @@ def _stop_ids(config: Mapping[str, Any]) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many first tokens are the same."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
 class LoadedModel:
-    """A model directory ready to answer, with one KV cache."""
+    """A model directory ready to answer, with one KV cache.
+
+    The cache remembers the last query: what a prompt has in common with it is not computed again.
+    Arithmetic that does not depend on how a prompt is split makes the answer the same either way.
+    """
 
     def __init__(
-        self, path: Path, *, threads: int = 1, kernel: str | None = None, zero_skip: bool = True
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        kernel: str | None = None,
+        zero_skip: bool = True,
+        kv_bits: int = 16,
+        kv_group_size: int = 64,
     ) -> None:
         """Verify, map and check everything, then allocate the KV cache.
 
         Raises:
             ModelError: the directory is not a sound model, or its numbers do not fit the engine.
-            ValueError: `kernel` is unknown here or `threads` is out of range.
+            ValueError: `kernel` is unknown here, or `threads`, `kv_bits` or `kv_group_size` is out
+                of range.
         """
         files = open_model(path)
         self.path = path
@@ -117,7 +143,10 @@ class LoadedModel:
             )
         self._zero_skip = zero_skip
         self._stop_ids = _stop_ids(files.config)
-        self.session = _core.Session(self.core, self.core.context, threads, zero_skip)
+        self.session = _core.Session(
+            self.core, self.core.context, threads, zero_skip, kv_bits, kv_group_size
+        )
+        self._seen: list[int] = []  # the tokens in the KV cache
 
     def encode(self, prompt: str | None, messages: Sequence[Mapping[str, str]] | None) -> list[int]:
         """Return the token ids of a raw prompt or of chat messages."""
@@ -145,21 +174,40 @@ class LoadedModel:
                 "shorten it"
             )
         session.zero_skip = self._zero_skip if params.zero_skip is None else params.zero_skip
-        session.truncate(0)
         session.reset_counters()
-        reason = yield from self._prefill(prompt_ids, outcome)
+        outcome.cached_tokens = self._keep_prefix(prompt_ids)
+        reason = yield from self._prefill(prompt_ids[outcome.cached_tokens :], outcome)
         if reason is None:
             reason = yield from self._decode(min(params.max_tokens, room), params, outcome)
         outcome.finish_reason = reason
         outcome.skipped = _fractions(session.counters())
         return outcome
 
+    def forget(self) -> None:
+        """Empty the KV cache: the next prompt is computed whole."""
+        self.session.truncate(0)
+        self._seen.clear()
+
+    def _keep_prefix(self, prompt_ids: Sequence[int]) -> int:
+        """Truncate the KV cache to what it shares with the prompt; return how many tokens stay.
+
+        The last token of a prompt is always computed: its logits are needed.
+        """
+        n = _common_prefix(self._seen, prompt_ids[:-1])
+        self.session.truncate(n)
+        del self._seen[n:]
+        return n
+
+    def _eval(self, ids: Sequence[int]) -> None:
+        self.session.eval(ids)
+        self._seen.extend(ids)
+
     def _prefill(
         self, ids: Sequence[int], outcome: Outcome
     ) -> Generator[str, str | None, str | None]:
         started_s = time.perf_counter()
         for at in range(0, len(ids), PREFILL_BLOCK_TOKENS):
-            self.session.eval(ids[at : at + PREFILL_BLOCK_TOKENS])
+            self._eval(ids[at : at + PREFILL_BLOCK_TOKENS])
             outcome.prefill_s = time.perf_counter() - started_s
             reason = yield ""
             if reason:
@@ -198,7 +246,7 @@ class LoadedModel:
                 finish = reason or finish
                 break
             started_s = time.perf_counter()
-            self.session.eval([token])
+            self._eval([token])
             busy_s += time.perf_counter() - started_s
             outcome.decode_s = busy_s
         tail = stops.flush()
@@ -208,10 +256,12 @@ class LoadedModel:
         return finish
 
     def logits_sha256(self, prompt: Sequence[int]) -> str:
-        """Hash the last position's logits after `prompt` on an empty KV cache."""
-        self.session.truncate(0)
-        self.session.eval(prompt)
-        return hashlib.sha256(self.session.logits()).hexdigest()
+        """Hash the last position's logits after `prompt`, in a float32 KV cache of its own."""
+        session = _core.Session(
+            self.core, len(prompt), self.session.threads, self._zero_skip, HEALTH_KV_BITS
+        )
+        session.eval(prompt)
+        return hashlib.sha256(session.logits()).hexdigest()
 
     def check_health(self, health: Health | None = None) -> list[dict[str, Any]]:
         """Run the release's health suite; one check a prompt.

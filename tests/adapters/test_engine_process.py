@@ -157,11 +157,21 @@ def test_no_engine_outlives_its_owner():
 def test_arguments_follow_the_contract():
     settings = EngineSettings(threads=3, kernel="avx2", zero_skip=False, command=("engine",))
     expected = ["engine", "--model", "m", "--threads", "3", "--kernel", "avx2", "--no-zero-skip"]
-    assert settings.arguments(Path("m")) == expected
-    assert EngineSettings(command=("e",)).arguments(Path("m")) == [
+    assert settings.arguments(Path("m")) == [
+        *expected,
+        "--kv-bits",
+        "16",
+        "--kv-group-size",
+        "64",
+    ]
+    assert EngineSettings(command=("e",), kv_bits=4, kv_group_size=32).arguments(Path("m")) == [
         "e",
         "--model",
         "m",
         "--threads",
         "1",
+        "--kv-bits",
+        "4",
+        "--kv-group-size",
+        "32",
     ]

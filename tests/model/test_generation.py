@@ -1,6 +1,7 @@
 """The same seed gives the same bytes, however they are computed."""
 
 import itertools
+import random
 
 import pytest
 
@@ -50,6 +51,59 @@ def test_every_way_of_computing_gives_the_same_text(path, model, kernel, threads
     other = LoadedModel(path, threads=threads, kernel=kernel, zero_skip=zero_skip)
     assert text_of(other, "the same")[0] == text_of(model, "the same")[0]
     assert [c["ok"] for c in other.check_health()] == [True] * 3
+
+
+@pytest.mark.parametrize("kv_bits", [32, 16, 8, 4])
+def test_the_health_suite_is_that_of_a_float32_cache(path, kv_bits):
+    other = LoadedModel(path, kv_bits=kv_bits, kv_group_size=32)
+    before = text_of(other, "something to remember")[0]
+    assert [c["ok"] for c in other.check_health()] == [True] * 3
+    again, outcome = text_of(other, "something to remember")
+    assert again == before
+    assert outcome.cached_tokens == outcome.prompt_tokens - 1  # the suite left the cache alone
+
+
+@pytest.mark.parametrize("kv_bits", [32, 16, 8, 4])
+def test_a_reused_prefix_does_not_change_a_byte(path, kv_bits):
+    """Prompts that share beginnings with each other and with answers, in random order."""
+    rng = random.Random(kv_bits)
+    model = LoadedModel(path, threads=2, kv_bits=kv_bits)
+    fresh = LoadedModel(path, kv_bits=kv_bits)
+    prompts, reused = ["turn on the lamp in the kitchen"], 0
+    for seed in range(40):
+        base = rng.choice(prompts[-3:])
+        shared = base[: rng.randrange(len(base) // 2, len(base) + 1)]
+        prompts.append((shared + rng.choice("xyz") * rng.randrange(4) or "a")[:60])
+        params = Params(max_tokens=rng.randrange(1, 12), temperature=0.9, seed=seed)
+        text, outcome = text_of(model, prompts[-1], params)
+        fresh.forget()
+        want, from_nothing = text_of(fresh, prompts[-1], params)
+        assert (text, outcome.finish_reason) == (want, from_nothing.finish_reason)
+        assert from_nothing.cached_tokens == 0
+        assert outcome.as_messages()["usage"]["cached_tokens"] < outcome.prompt_tokens
+        reused += outcome.cached_tokens
+        prompts.append((prompts[-1] + text)[:60])
+    assert reused > 200
+
+
+def test_only_the_tail_of_a_known_prompt_is_computed(model):
+    model.forget()
+    whole = text_of(model, "the same words again")[1]
+    tail = text_of(model, "the same words once more")[1]
+    assert whole.cached_tokens == 0
+    assert tail.cached_tokens == 1 + len("the same words ")  # and the token that begins a text
+    assert text_of(model, "other")[1].cached_tokens == 1
+
+
+def test_a_cancelled_prefill_leaves_a_sound_cache(model):
+    ids = model.tokenizer.encode_prompt("x" * 100)
+    model.forget()
+    want = finish(model.generate(ids, PARAMS))[0]
+    model.forget()
+    finish(model.generate(ids, PARAMS), lambda n: "cancelled")
+    text, outcome = finish(model.generate(ids, PARAMS))
+    assert text == want
+    assert 0 < outcome.cached_tokens < 100
 
 
 def test_an_unseeded_difference_shows(model):

@@ -41,25 +41,27 @@ static inline double round_f64(double x)
 }
 
 /* exp(x): 0 below -87, the value at 88 above 88; a NaN gives 0.  Branch-free, so that loops over it
- * become vector code.
+ * become vector code.  kv_template.h has the same steps in vectors.
  *
  * x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n * LN2_HI
  * is exact; then the Taylor series to r^7 / 7!, whose rest is below 2^-27. */
+static const float EXPF_LOW = -87.0f, EXPF_HIGH = 88.0f, EXPF_LOG2E = 0x1.715476p+0f;
+static const float EXPF_LN2_HI = 0x1.63p-1f, EXPF_LN2_LO = -0x1.bd0106p-13f;
+static const float EXPF_ROUND = 0x1.8p23f; /* as in round_f32 */
+static const float EXPF_TERM[] = { 1.0f / 5040.0f, 1.0f / 720.0f, 1.0f / 120.0f,
+                                   1.0f / 24.0f,   1.0f / 6.0f,   0.5f };
+enum { EXPF_TERMS = 6 };
+
 static inline float det_expf(float x)
 {
-    const float LN2_HI = 0x1.63p-1f, LN2_LO = -0x1.bd0106p-13f;
-    const float y = x > -87.0f ? x < 88.0f ? x : 88.0f : -87.0f;
-    const float n = round_f32(y * 0x1.715476p+0f);
-    const float r = (y - n * LN2_HI) - n * LN2_LO;
-    float p = 1.0f / 5040.0f;
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
+    const float y = x > EXPF_LOW ? x < EXPF_HIGH ? x : EXPF_HIGH : EXPF_LOW;
+    const float n = round_f32(y * EXPF_LOG2E);
+    const float r = (y - n * EXPF_LN2_HI) - n * EXPF_LN2_LO;
+    float p = EXPF_TERM[0];
+    for (int i = 1; i < EXPF_TERMS; i++) p = p * r + EXPF_TERM[i];
     p = p * r * r + r + 1.0f;
     const float power = f32_from_bits((uint32_t)((int32_t)n + 127) << 23); /* n in [-126, 127] */
-    return x >= -87.0f ? p * power : 0.0f;
+    return x >= EXPF_LOW ? p * power : 0.0f;
 }
 
 double det_exp(double x);

@@ -7,7 +7,6 @@
 #include <immintrin.h>
 #include <string.h>
 #define ISA TARGET("avx2,f16c")
-#define STRIP 1
 
 _Static_assert(2 * 127 * 127 <= INT16_MAX, "int8: two products would overflow int16");
 _Static_assert(4 * 15 * 127 <= INT16_MAX, "int4: four products would overflow int16");
@@ -47,6 +46,45 @@ ISA static inline v16 v16_set1(float x)
 ISA static inline v16 v16_mul(v16 a, v16 b)
 {
     return (v16){ _mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi) };
+}
+
+ISA static inline v16 v16_add(v16 a, v16 b)
+{
+    return (v16){ _mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi) };
+}
+
+ISA static inline v16 v16_sub(v16 a, v16 b)
+{
+    return (v16){ _mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi) };
+}
+
+ISA static inline v16 v16_max(v16 a, v16 b)
+{
+    return (v16){ _mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi) };
+}
+
+ISA static inline v16 v16_min(v16 a, v16 b)
+{
+    return (v16){ _mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi) };
+}
+
+ISA static inline __m256 pow2_f32x8(__m256 n)
+{
+    const __m256i biased = _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+/* 2^n for a whole n from -126 to 127 */
+ISA static inline v16 v16_pow2(v16 n)
+{
+    return (v16){ pow2_f32x8(n.lo), pow2_f32x8(n.hi) };
+}
+
+ISA static inline v16 v16_keep_from(v16 v, v16 x, float low)
+{
+    const __m256 lowest = _mm256_set1_ps(low);
+    return (v16){ _mm256_and_ps(v.lo, _mm256_cmp_ps(x.lo, lowest, _CMP_GE_OQ)),
+                  _mm256_and_ps(v.hi, _mm256_cmp_ps(x.hi, lowest, _CMP_GE_OQ)) };
 }
 
 ISA static inline v16 v16_mul_add(v16 acc, v16 a, v16 b)

@@ -7,7 +7,6 @@
 #include <immintrin.h>
 #include <string.h>
 #define ISA TARGET("avx512f,avx512bw,avx512vl,avx512vnni")
-#define STRIP 2
 
 typedef __m512 v16;
 typedef __m512i i32x16;
@@ -39,6 +38,38 @@ ISA static inline v16 v16_set1(float x)
 ISA static inline v16 v16_mul(v16 a, v16 b)
 {
     return _mm512_mul_ps(a, b);
+}
+
+ISA static inline v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+ISA static inline v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+ISA static inline v16 v16_max(v16 a, v16 b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+ISA static inline v16 v16_min(v16 a, v16 b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+/* 2^n for a whole n from -126 to 127 */
+ISA static inline v16 v16_pow2(v16 n)
+{
+    const __m512i biased = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+
+ISA static inline v16 v16_keep_from(v16 v, v16 x, float low)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(low), _CMP_GE_OQ), v);
 }
 
 ISA static inline v16 v16_mul_add(v16 acc, v16 a, v16 b)

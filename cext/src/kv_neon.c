@@ -7,7 +7,6 @@
 #include <arm_neon.h>
 #include <string.h>
 #define ISA
-#define STRIP 1
 
 _Static_assert(2 * 127 * 127 <= INT16_MAX, "int8: two products would overflow int16");
 _Static_assert(4 * 15 * 127 <= INT16_MAX, "int4: four products would overflow int16");
@@ -52,6 +51,52 @@ static inline v16 v16_mul(v16 a, v16 b)
 {
     for (int i = 0; i < QUADS; i++) a.quad[i] = vmulq_f32(a.quad[i], b.quad[i]);
     return a;
+}
+
+static inline v16 v16_add(v16 a, v16 b)
+{
+    for (int i = 0; i < QUADS; i++) a.quad[i] = vaddq_f32(a.quad[i], b.quad[i]);
+    return a;
+}
+
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    for (int i = 0; i < QUADS; i++) a.quad[i] = vsubq_f32(a.quad[i], b.quad[i]);
+    return a;
+}
+
+/* Selections, because vmaxq and vminq would keep a NaN. */
+static inline v16 v16_max(v16 a, v16 b)
+{
+    for (int i = 0; i < QUADS; i++)
+        a.quad[i] = vbslq_f32(vcgtq_f32(a.quad[i], b.quad[i]), a.quad[i], b.quad[i]);
+    return a;
+}
+
+static inline v16 v16_min(v16 a, v16 b)
+{
+    for (int i = 0; i < QUADS; i++)
+        a.quad[i] = vbslq_f32(vcltq_f32(a.quad[i], b.quad[i]), a.quad[i], b.quad[i]);
+    return a;
+}
+
+/* 2^n for a whole n from -126 to 127 */
+static inline v16 v16_pow2(v16 n)
+{
+    for (int i = 0; i < QUADS; i++) {
+        const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.quad[i]), vdupq_n_s32(127));
+        n.quad[i] = vreinterpretq_f32_s32(vshlq_n_s32(biased, 23));
+    }
+    return n;
+}
+
+static inline v16 v16_keep_from(v16 v, v16 x, float low)
+{
+    for (int i = 0; i < QUADS; i++) {
+        const uint32x4_t kept = vcgeq_f32(x.quad[i], vdupq_n_f32(low));
+        v.quad[i] = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v.quad[i]), kept));
+    }
+    return v;
 }
 
 /* Two roundings: vfmaq would make one. */

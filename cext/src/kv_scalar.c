@@ -1,5 +1,5 @@
 /* kv_scalar.c - the reference for kv.h: one query, one position, one channel at a time. */
-#include "kv_softmax.h"
+#include "detmath.h"
 #include "variants.h"
 
 static float f16_at(const uint8_t *base, size_t i)
@@ -110,7 +110,15 @@ static void mix_scalar(const tern_kv_layout *kv, const uint8_t *tiles, size_t n_
 
 static float softmax_scalar(float *x, size_t n, float scale, float *largest)
 {
-    return softmax_body(x, n, scale, largest);
+    float lane[DOT_LANES] = { 0 };
+    for (size_t i = 0; i < n; i++) x[i] *= scale;
+    *largest = x[0];
+    for (size_t i = 1; i < n; i++) *largest = x[i] > *largest ? x[i] : *largest;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = det_expf(x[i] - *largest);
+        lane[i % DOT_LANES] += x[i];
+    }
+    return dot_tree(lane);
 }
 
 const tern_kv_ops tern_kv_scalar = {

@@ -3,9 +3,11 @@
  * A kv_<variant>.c defines what follows and then includes this file.
  *
  *       ISA               target attribute of every function
- *       STRIP             vectors of channels that stay in registers for 4 queries: 1 or 2
- *       v16               sixteen floats          zero, load, store, set1, mul_add, from_f16,
- *                                                 from_i8, from_low_u4, from_high_u4, from_i32
+ *       v16               sixteen floats          zero, load, store, set1, add, sub, mul, mul_add,
+ *                                                 max(a, b): a > b ? a : b, min: a < b ? a : b,
+ *                                                 pow2(n), keep_from(v, x, low): x >= low ? v : 0,
+ *                                                 from_f16, from_i8, from_low_u4, from_high_u4,
+ *                                                 from_i32
  *       i32x16            sixteen integer sums    i32x16_zero_int8(sum): what int8 sums begin with
  *       key8, key4        64 bytes of key codes   load_key8, load_key4, dot_key8, dot_key4:
  *                         lane p of the sum takes 4 (8) channels of position p
@@ -15,7 +17,7 @@
 #ifndef KV_TEMPLATE_H
 #define KV_TEMPLATE_H
 
-#include "kv_softmax.h"
+#include "detmath.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -24,7 +26,6 @@ enum {
     LANES = TERN_KV_TILE,
     KEY8_CHANNELS = 4,
     KEY4_CHANNELS = 8,
-    STRIP_CHANNELS = 32,
 };
 
 /* ---- scores ---- */
@@ -139,35 +140,29 @@ typedef struct mix {
     size_t w_stride, y_stride, n;
 } mix;
 
-/* y += sum_p w[p] * value[p] for vectors [s, s + count) from channel d on. */
-ISA INLINE void mix_strip(const tern_kv_layout *kv, const uint8_t *tile, const mix *m, size_t n,
-                          size_t d, size_t s, size_t count, value_fn *value)
+/* y += sum_p w[p] * value[p] for the vector s from channel d on. */
+ISA INLINE void mix_vector(const tern_kv_layout *kv, const uint8_t *tile, const mix *m, size_t n,
+                           size_t d, size_t s, value_fn *value)
 {
-    v16 sum[QUERIES][STRIP];
+    v16 sum[QUERIES];
     float *y = m->y + d + LANES * s;
-    for (size_t j = 0; j < n; j++)
-        for (size_t i = 0; i < count; i++)
-            sum[j][i] = v16_load(y + j * m->y_stride + LANES * i);
+    for (size_t j = 0; j < n; j++) sum[j] = v16_load(y + j * m->y_stride);
     for (size_t p = 0; p < LANES; p++) {
-        v16 v[STRIP];
-        for (size_t i = 0; i < count; i++) v[i] = value(kv, tile, p, d, s + i);
-        for (size_t j = 0; j < n; j++) {
-            const v16 w = v16_set1(m->w[j * m->w_stride + p]);
-            for (size_t i = 0; i < count; i++) sum[j][i] = v16_mul_add(sum[j][i], w, v[i]);
-        }
+        const v16 v = value(kv, tile, p, d, s);
+        for (size_t j = 0; j < n; j++)
+            sum[j] = v16_mul_add(sum[j], v16_set1(m->w[j * m->w_stride + p]), v);
     }
-    for (size_t j = 0; j < n; j++)
-        for (size_t i = 0; i < count; i++)
-            v16_store(y + j * m->y_stride + LANES * i, sum[j][i]);
+    for (size_t j = 0; j < n; j++) v16_store(y + j * m->y_stride, sum[j]);
 }
 
 /* Channels [d, stop) of one tile. */
 ISA INLINE void mix_channels(const tern_kv_layout *kv, const uint8_t *tile, const mix *m, size_t n,
                              size_t d, size_t stop, value_fn *value)
 {
-    for (; d + STRIP_CHANNELS <= stop; d += STRIP_CHANNELS)
-        for (size_t s = 0; s < 2; s += STRIP) mix_strip(kv, tile, m, n, d, s, STRIP, value);
-    if (d < stop) mix_strip(kv, tile, m, n, d, 0, 1, value);
+    for (; d < stop; d += 2 * LANES) {
+        mix_vector(kv, tile, m, n, d, 0, value);
+        if (d + LANES < stop) mix_vector(kv, tile, m, n, d, 1, value);
+    }
 }
 
 /* The weights of one tile times the scales of its group g. */
@@ -259,6 +254,65 @@ ISA INLINE void mix_queries(const tern_kv_layout *kv, const uint8_t *tiles, size
     if (i < n_queries) mix_tiles(kv, tiles, n_tiles, m, 1, mix_tile);
 }
 
+/* ---- softmax ---- */
+
+/* The steps of det_expf. */
+ISA INLINE v16 v16_exp(v16 x)
+{
+    const v16 y = v16_min(v16_max(x, v16_set1(EXPF_LOW)), v16_set1(EXPF_HIGH));
+    const v16 round = v16_set1(EXPF_ROUND), scaled = v16_mul(y, v16_set1(EXPF_LOG2E));
+    const v16 n = v16_sub(v16_add(scaled, round), round);
+    const v16 high = v16_sub(y, v16_mul(n, v16_set1(EXPF_LN2_HI)));
+    const v16 r = v16_sub(high, v16_mul(n, v16_set1(EXPF_LN2_LO)));
+    v16 p = v16_set1(EXPF_TERM[0]);
+    for (int i = 1; i < EXPF_TERMS; i++) p = v16_mul_add(v16_set1(EXPF_TERM[i]), p, r);
+    p = v16_add(v16_mul_add(r, v16_mul(p, r), r), v16_set1(1.0f));
+    return v16_keep_from(v16_mul(p, v16_pow2(n)), x, EXPF_LOW);
+}
+
+/* x *= scale; returns the largest. */
+ISA INLINE float scale_and_max(float *x, size_t n, float scale)
+{
+    const size_t whole = n - n % LANES;
+    float largest = x[0] * scale;
+    if (whole) {
+        float lane[LANES];
+        v16 top = v16_set1(largest);
+        for (size_t i = 0; i < whole; i += LANES) {
+            const v16 scaled = v16_mul(v16_load(x + i), v16_set1(scale));
+            v16_store(x + i, scaled);
+            top = v16_max(scaled, top);
+        }
+        v16_store(lane, top);
+        for (size_t l = 0; l < LANES; l++) largest = lane[l] > largest ? lane[l] : largest;
+    }
+    for (size_t i = whole; i < n; i++) {
+        x[i] *= scale;
+        largest = x[i] > largest ? x[i] : largest;
+    }
+    return largest;
+}
+
+ISA static float softmax(float *x, size_t n, float scale, float *largest)
+{
+    const size_t whole = n - n % LANES;
+    const float top = scale_and_max(x, n, scale);
+    float lane[LANES];
+    v16 sum = v16_zero();
+    for (size_t i = 0; i < whole; i += LANES) {
+        const v16 weight = v16_exp(v16_sub(v16_load(x + i), v16_set1(top)));
+        v16_store(x + i, weight);
+        sum = v16_add(sum, weight);
+    }
+    v16_store(lane, sum);
+    for (size_t i = whole; i < n; i++) {
+        x[i] = det_expf(x[i] - top);
+        lane[i - whole] += x[i];
+    }
+    *largest = top;
+    return dot_tree(lane);
+}
+
 /* ---- the table ---- */
 
 #define DEFINE_SCORE(op, tile)                                                                     \
@@ -281,11 +335,6 @@ DEFINE_SCORE(score_int4, score_tile_int4)
 DEFINE_MIX(mix_f16, mix_tile_f16)
 DEFINE_MIX(mix_int8, mix_tile_int8)
 DEFINE_MIX(mix_int4, mix_tile_int4)
-
-ISA static float softmax(float *x, size_t n, float scale, float *largest)
-{
-    return softmax_body(x, n, scale, largest);
-}
 
 #define KV_OPS                                                                                     \
     {                                                                                              \

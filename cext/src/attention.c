@@ -8,9 +8,11 @@
  * All query heads of a KV head go through a chunk together: it is read once.  One token's work is
  * dealt by (KV head, chunk); the thread that finishes the last chunk of a head merges them.  A
  * block's work is dealt by (KV head, some tokens), each of which walks all chunks. */
+#define _DEFAULT_SOURCE
 #include "detmath.h"
 #include "state.h"
 #include <math.h>
+#include <sys/mman.h>
 
 size_t tern_kv_bytes(const tern_config *c, size_t context, unsigned kv_bits, size_t kv_group_size)
 {
@@ -18,12 +20,14 @@ size_t tern_kv_bytes(const tern_config *c, size_t context, unsigned kv_bits, siz
     return 2 * c->n_layers * c->n_kv_heads * kv_tiles(context) * kv.tile_bytes;
 }
 
-/* Tile of a position of a KV head in the present layer. */
+/* Tile of a position of a KV head in the present layer.  A chunk of all layers lies together, so
+ * that what is in use is one piece of memory, and within it the tiles of a head. */
 static uint8_t *tile_of(const tern_state *s, uint8_t *cache, size_t kv_head, size_t position)
 {
-    const size_t heads = s->layer * s->model->config.n_kv_heads + kv_head;
-    const size_t tile = heads * kv_tiles(s->context) + position / TERN_KV_TILE;
-    return cache + tile * s->kv.layout.tile_bytes;
+    const tern_config *c = &s->model->config;
+    const size_t chunk = position / TERN_KV_CHUNK, tile = position % TERN_KV_CHUNK / TERN_KV_TILE;
+    const size_t head = (chunk * c->n_layers + s->layer) * c->n_kv_heads + kv_head;
+    return cache + (head * s->kv.chunk_tiles + tile) * s->kv.layout.tile_bytes;
 }
 
 void kv_store_key(tern_state *s, size_t position, const float *key)
@@ -291,6 +295,7 @@ void kv_init(tern_state *s, unsigned kv_bits, size_t kv_group_size)
     const size_t heads = c->n_heads / c->n_kv_heads;
     s->kv.layout = tern_kv_layout_of(kv_bits, kv_group_size, c->head_dim);
     s->kv.scale = 1.0f / sqrtf((float)c->head_dim);
+    s->kv.chunk_tiles = kv_tiles(s->context < TERN_KV_CHUNK ? s->context : TERN_KV_CHUNK);
     s->kv.n_queries = heads < KV_QUERIES_WANTED ? KV_QUERIES_WANTED : heads;
     /* Largest and sum lie behind the values; partials begin at cache lines. */
     s->kv.partial = (s->kv.layout.width + 2 + DOT_LANES - 1) / DOT_LANES * DOT_LANES;
@@ -301,14 +306,25 @@ size_t kv_scratch_floats(const kv_cache *kv)
     return kv->n_queries * (TERN_KV_CHUNK + 2 * kv->partial);
 }
 
+/* Large pages, where the system gives them: each chunk of a head is somewhere else, and walking the
+ * tables of small pages costs more than reading them. */
+static uint8_t *take_cache(tern_state *s, size_t bytes)
+{
+    enum { SMALL_PAGE = 4096 };
+    uint8_t *cache = state_take(s, bytes, 1);
+    const size_t skip = (SMALL_PAGE - (uintptr_t)cache % SMALL_PAGE) % SMALL_PAGE;
+    if (cache && bytes > skip) madvise(cache + skip, bytes - skip, MADV_HUGEPAGE);
+    return cache;
+}
+
 bool kv_take(tern_state *s)
 {
     const tern_config *c = &s->model->config;
     const size_t heads = TERN_TOKENS_BLOCK * c->n_heads, groups = heads * s->kv.layout.n_groups;
-    const size_t cache =
-        c->n_layers * c->n_kv_heads * kv_tiles(s->context) * s->kv.layout.tile_bytes;
+    const size_t cache = chunks_of(s->context) * c->n_layers * c->n_kv_heads * s->kv.chunk_tiles *
+                         s->kv.layout.tile_bytes;
     const size_t stored = chunks_of(s->context) * c->n_heads * s->kv.partial;
-    return (s->kv.keys = state_take(s, cache, 1)) && (s->kv.values = state_take(s, cache, 1)) &&
+    return (s->kv.keys = take_cache(s, cache)) && (s->kv.values = take_cache(s, cache)) &&
            (s->kv.queries = state_take(s, heads, sizeof *s->kv.queries)) &&
            (s->kv.codes = state_take(s, heads, kv_padded_dim(c->head_dim))) &&
            (s->kv.scales = state_take(s, groups, sizeof(float))) &&

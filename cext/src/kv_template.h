@@ -26,7 +26,18 @@ enum {
     LANES = TERN_KV_TILE,
     KEY8_CHANNELS = 4,
     KEY4_CHANNELS = 8,
+    /* Tiles to prefetch ahead: some 300 ns of work.  A line at a time, with the loads of the present
+     * tile: a whole tile at once would only wait for itself. */
+    AHEAD_SCORE_F16 = 2,
+    AHEAD_SCORE = 6,
+    AHEAD_MIX = 2,
 };
+
+/* Ask for what is needed soon; it may lie behind the last tile: a prefetch never faults. */
+ISA INLINE void prefetch_ahead(const uint8_t *p, size_t bytes)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + bytes));
+}
 
 /* ---- scores ---- */
 
@@ -39,7 +50,9 @@ ISA INLINE void score_tile_f16(const tern_kv_layout *kv, const uint8_t *tile,
     v16 sum[QUERIES];
     for (size_t j = 0; j < n; j++) sum[j] = v16_zero();
     for (size_t d = 0; d < kv->head_dim; d++) {
-        const v16 key = v16_from_f16(tile + d * LANES * sizeof(uint16_t));
+        const uint8_t *halves = tile + d * LANES * sizeof(uint16_t);
+        const v16 key = v16_from_f16(halves);
+        prefetch_ahead(halves, AHEAD_SCORE_F16 * kv->tile_bytes);
         for (size_t j = 0; j < n; j++) sum[j] = v16_mul_add(sum[j], key, v16_set1(q[j].x[d]));
     }
     for (size_t j = 0; j < n; j++) v16_store(s + j * stride, sum[j]);
@@ -62,7 +75,9 @@ ISA INLINE void score_tile_int8(const tern_kv_layout *kv, const uint8_t *tile,
         i32x16 dot[QUERIES];
         for (size_t j = 0; j < n; j++) dot[j] = i32x16_zero_int8(q[j].sum[g]);
         for (size_t d = first; d < stop; d += KEY8_CHANNELS) {
-            const key8 key = load_key8(tile + d / KEY8_CHANNELS * TERN_KV_LINE);
+            const uint8_t *line = tile + d / KEY8_CHANNELS * TERN_KV_LINE;
+            const key8 key = load_key8(line);
+            prefetch_ahead(line, AHEAD_SCORE * kv->tile_bytes);
             for (size_t j = 0; j < n; j++) dot[j] = dot_key8(dot[j], key, q[j].codes + d);
         }
         for (size_t j = 0; j < n; j++) {
@@ -83,7 +98,9 @@ ISA INLINE void score_tile_int4(const tern_kv_layout *kv, const uint8_t *tile,
         i32x16 dot[QUERIES];
         for (size_t j = 0; j < n; j++) dot[j] = i32x16_zero();
         for (size_t d = first; d < stop; d += KEY4_CHANNELS) {
-            const key4 key = load_key4(tile + d / KEY4_CHANNELS * TERN_KV_LINE);
+            const uint8_t *line = tile + d / KEY4_CHANNELS * TERN_KV_LINE;
+            const key4 key = load_key4(line);
+            prefetch_ahead(line, AHEAD_SCORE * kv->tile_bytes);
             for (size_t j = 0; j < n; j++) dot[j] = dot_key4(dot[j], key, q[j].codes + d);
         }
         for (size_t j = 0; j < n; j++) {
@@ -111,26 +128,28 @@ ISA INLINE void score_tiles(const tern_kv_layout *kv, const uint8_t *tiles, size
 
 /* ---- weighted sums ---- */
 
-/* Values of channels d + 16 s, ... + 15 at position p; d is a multiple of 32, s is 0 or 1. */
-typedef v16 value_fn(const tern_kv_layout *kv, const uint8_t *tile, size_t p, size_t d, size_t s);
+/* Values of channels d + 16 s, ... + 15 of a position's row; d is a multiple of 32, s is 0 or 1. */
+typedef v16 value_fn(const uint8_t *row, size_t d, size_t s, size_t ahead);
 
-ISA INLINE v16 value_f16(const tern_kv_layout *kv, const uint8_t *tile, size_t p, size_t d,
-                         size_t s)
+ISA INLINE v16 value_f16(const uint8_t *row, size_t d, size_t s, size_t ahead)
 {
-    return v16_from_f16(tile + (kv->width * p + d + LANES * s) * sizeof(uint16_t));
+    const uint8_t *halves = row + (d + LANES * s) * sizeof(uint16_t);
+    prefetch_ahead(halves, ahead);
+    return v16_from_f16(halves);
 }
 
-ISA INLINE v16 value_int8(const tern_kv_layout *kv, const uint8_t *tile, size_t p, size_t d,
-                          size_t s)
+ISA INLINE v16 value_int8(const uint8_t *row, size_t d, size_t s, size_t ahead)
 {
-    return v16_from_i8(tile + kv->width * p + d + LANES * s);
+    const uint8_t *codes = row + d + LANES * s;
+    prefetch_ahead(codes, ahead);
+    return v16_from_i8(codes);
 }
 
-ISA INLINE v16 value_int4(const tern_kv_layout *kv, const uint8_t *tile, size_t p, size_t d,
-                          size_t s)
+ISA INLINE v16 value_int4(const uint8_t *row, size_t d, size_t s, size_t ahead)
 {
-    const uint8_t *bytes = tile + (kv->width * p + d) / 2;
-    return s ? v16_from_high_u4(bytes) : v16_from_low_u4(bytes);
+    const uint8_t *codes = row + d / 2;
+    if (s == 0) prefetch_ahead(codes, ahead);
+    return s ? v16_from_high_u4(codes) : v16_from_low_u4(codes);
 }
 
 /* Weights and sums of n <= QUERIES queries. */
@@ -145,10 +164,12 @@ ISA INLINE void mix_vector(const tern_kv_layout *kv, const uint8_t *tile, const 
                            size_t d, size_t s, value_fn *value)
 {
     v16 sum[QUERIES];
+    const size_t row_bytes = kv->code_bytes / LANES;
     float *y = m->y + d + LANES * s;
     for (size_t j = 0; j < n; j++) sum[j] = v16_load(y + j * m->y_stride);
     for (size_t p = 0; p < LANES; p++) {
-        const v16 v = value(kv, tile, p, d, s);
+        const uint8_t *row = tile + p * row_bytes;
+        const v16 v = value(row, d, s, AHEAD_MIX * kv->tile_bytes);
         for (size_t j = 0; j < n; j++)
             sum[j] = v16_mul_add(sum[j], v16_set1(m->w[j * m->w_stride + p]), v);
     }

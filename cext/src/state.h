@@ -22,7 +22,8 @@ typedef struct kv_cache {
     float scale;           /* of scores: 1 / sqrt(head_dim) */
     size_t n_queries;      /* most queries of one call */
     size_t partial;        /* floats of one partial result */
-    uint8_t *keys;         /* (n_layers, n_kv_heads, tiles of the context, tile_bytes) */
+    size_t chunk_tiles;    /* tiles of a chunk: those of the context if it is shorter */
+    uint8_t *keys;         /* (chunks, n_layers, n_kv_heads, chunk_tiles, tile_bytes) */
     uint8_t *values;       /* the same */
     tern_kv_query *queries; /* (B, n_heads) */
     int8_t *codes;         /* (B, n_heads, kv_padded_dim) of the queries */

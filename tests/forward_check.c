@@ -42,10 +42,10 @@ static const shape shapes[] = {
       { 0xa00ce714575fa2b9u, 0x494cc993cd081abeu, 0x9eacf4533636d86bu, 0xe5ea6f1321cb91e7u },
       { 0xf14325f753ceaf1du, 0x67ac64886251d869u, 0x2ad88bc1b5bf47cau, 0x98d9239973437671u } },
     { 300, 256, 512, 3, 4, 2, 64, TERN_RELU2, true, true, 1u << 5, TERN_BASE3,
-      { 0x98cd0294ace97dbbu, 0, 0, 0 },
+      { 0x98cd0294ace97dbbu, 0x78821cd70e6aabd5u, 0xc3086f95660ca0fdu, 0x363a0b7ed9212765u },
       { 0 } },
     { 131, 200, 341, 2, 2, 1, 100, TERN_SILU, true, false, 0x08, TERN_BASE3,
-      { 0xa76360c28171706au, 0, 0, 0 },
+      { 0xa76360c28171706au, 0x80651ebf3b7a8f0du, 0xe5c0891a6f9b945fu, 0x722cfe707e480120u },
       { 0 } },
 };
 

@@ -412,7 +412,7 @@ ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, siz
 }
 
 /* Whole rows ahead: rows of a list lie anywhere. */
-enum { ROWS_AHEAD = 16, ROWS_AT_ONCE = 4 };
+enum { ROWS_AHEAD = 32, ROWS_AT_ONCE = 4 };
 
 ISA static inline __attribute__((always_inline)) void
 gemv_rows(tern_packing packing, row_dot_fn *dot, const uint8_t *plane, const tern_act *a, int32_t *y,

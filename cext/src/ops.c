@@ -5,20 +5,32 @@
 #include <math.h>
 #include <string.h>
 
+/* One copy of a loop for every width of vector, chosen when the module is loaded.  The loops are
+ * elementwise and nothing is contracted, so all copies give the same bits. */
+#if defined(__x86_64__)
+#define WIDE __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
 static const float ABSMAX_FLOOR =
     1e-5f; /* part of the model's definition: a zero row gives q = 0 */
+
+WIDE static void scale_by_gain(const float *x, float r, const float *gain, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * r * gain[i];
+}
 
 void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, size_t n, float eps,
               float *y)
 {
     float sum;
     kernels->dot_f32(x, 1, n, x, &sum);
-    const float r = 1.0f / sqrtf(sum / (float)n + eps); /* sqrtf is exact by IEEE 754 */
-    for (size_t i = 0; i < n; i++) y[i] = x[i] * r * gain[i];
+    scale_by_gain(x, 1.0f / sqrtf(sum / (float)n + eps), gain, n, y); /* sqrtf is exact by IEEE 754 */
 }
 
 /* max |x|.  Magnitudes order like their bits, and the integer maximum becomes vector code. */
-static float absmax(const float *x, size_t n)
+static inline float absmax(const float *x, size_t n)
 {
     int32_t largest = 0;
     for (size_t i = 0; i < n; i++) {
@@ -49,7 +61,7 @@ static size_t list_channels(const int8_t *x, size_t n, uint32_t *live, int8_t *l
     return n_live;
 }
 
-void quantize(const float *x, size_t n, quantized *q)
+WIDE void quantize(const float *x, size_t n, quantized *q)
 {
     const float largest = absmax(x, n);
     const float a = (float)TERN_X_MAX / (largest > ABSMAX_FLOOR ? largest : ABSMAX_FLOOR);
@@ -73,12 +85,12 @@ void list_live(quantized *q)
     q->act.live_x = q->live_x;
 }
 
-void dequantize(const int32_t *z, size_t n, float scale, float *y)
+WIDE void dequantize(const int32_t *z, size_t n, float scale, float *y)
 {
     for (size_t i = 0; i < n; i++) y[i] = (float)z[i] * scale;
 }
 
-void add_dequantized(const int32_t *z, size_t n, float scale, float *y)
+WIDE void add_dequantized(const int32_t *z, size_t n, float scale, float *y)
 {
     for (size_t i = 0; i < n; i++) y[i] += (float)z[i] * scale;
 }
@@ -99,7 +111,7 @@ void rope_table(double theta, size_t head_dim, size_t begin, size_t end, float *
     }
 }
 
-void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines)
+WIDE void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines)
 {
     const size_t half = head_dim / 2;
     for (size_t h = 0; h < n_heads; h++, x += head_dim) {
@@ -111,7 +123,7 @@ void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const
     }
 }
 
-void activate(tern_act_kind kind, float *gate, size_t n)
+WIDE void activate(tern_act_kind kind, float *gate, size_t n)
 {
     if (kind == TERN_RELU2)
         for (size_t i = 0; i < n; i++) {
@@ -122,7 +134,7 @@ void activate(tern_act_kind kind, float *gate, size_t n)
         for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + det_expf(-gate[i]));
 }
 
-void gated_product(const float *gate, const float *up, size_t n, float *y)
+WIDE void gated_product(const float *gate, const float *up, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++) {
         const uint32_t is_open = gate[i] != 0.0f;
@@ -140,7 +152,7 @@ size_t open_gates(const float *gate, size_t n, uint32_t *rows)
     return n_open;
 }
 
-void embed_f16(const uint16_t *row, size_t n, float *y)
+WIDE void embed_f16(const uint16_t *row, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++) y[i] = f32_from_f16(row[i]);
 }

@@ -92,7 +92,7 @@ static void check_halves(void)
         }
     }
     if (tern_f16_from_f32(INFINITY) != 0x7bffu || tern_f16_from_f32(-3e38f) != 0xfbffu ||
-        tern_f16_from_f32(NAN) != 0xfbffu || tern_f16_from_f32(1e-30f) != 0)
+        (tern_f16_from_f32(NAN) & 0x7fffu) != 0x7bffu || tern_f16_from_f32(1e-30f) != 0)
         fail("tern_f16_from_f32", "wrong beyond the range");
 }
 

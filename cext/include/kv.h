@@ -110,7 +110,7 @@ void tern_kv_put_value(const tern_kv_layout *kv, uint8_t *tile, size_t position,
 void tern_kv_quantize_query(const tern_kv_layout *kv, const float *x, int8_t *codes, float *scale,
                             int32_t *sum);
 
-/* float32 to float16 bits, ties to even; beyond +-65504 it is +-65504, a NaN is -65504. */
+/* float32 to float16 bits, ties to even; beyond +-65504, and for a NaN, it is +-65504. */
 uint16_t tern_f16_from_f32(float x);
 
 #endif

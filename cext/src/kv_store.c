@@ -5,7 +5,6 @@
 #include <float.h>
 #include <stdbool.h>
 
-static const float F16_MAX = 65504.0f;
 static const float INT8_MAX_CODE = 127.0f, INT4_MAX_CODE = 15.0f;
 
 static size_t round_up(size_t n, size_t step)
@@ -45,36 +44,85 @@ tern_kv_layout tern_kv_layout_of(unsigned kv_bits, size_t group, size_t head_dim
     return kv;
 }
 
-/* ---- numbers ---- */
+/* ---- numbers: on their bits, so that loops over them become vector code ---- */
 
-/* False comparisons decide for a NaN: it becomes `low`. */
-static inline float clamp(float x, float low, float high)
+enum { F16_MAX_BITS = 0x477fe000, F16_NORMAL_BITS = 0x38800000 }; /* 65504, 2^-14 */
+
+static inline int32_t smaller_i32(int32_t a, int32_t b)
 {
-    x = x > low ? x : low;
-    return x < high ? x : high;
+    return a < b ? a : b;
+}
+
+static inline int32_t larger_i32(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Magnitudes order like their bits; a NaN is the largest of all. */
+static inline int32_t magnitude_of(float x)
+{
+    return (int32_t)(bits_of_f32(x) & 0x7fffffffu);
 }
 
 uint16_t tern_f16_from_f32(float x)
 {
-    x = clamp(x, -F16_MAX, F16_MAX);
-    const uint32_t bits = bits_of_f32(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t magnitude = (uint32_t)smaller_i32(magnitude_of(x), F16_MAX_BITS);
     /* Normal: round the 13 lowest bits of the mantissa away, then change the exponent's bias. */
     const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
     const uint32_t normal = (rounded - ((127u - 15u) << 23)) >> 13;
     /* Below 2^-14: a whole number of 2^-24. */
-    const uint32_t subnormal = (uint32_t)round_f32(f32_from_bits(magnitude) * 0x1p24f);
-    const uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-    return (uint16_t)(half | (bits >> 16 & 0x8000u));
+    const int32_t small = smaller_i32((int32_t)magnitude, F16_NORMAL_BITS);
+    const int32_t subnormal = (int32_t)round_f32(f32_from_bits((uint32_t)small) * 0x1p24f);
+    const uint32_t half = magnitude < F16_NORMAL_BITS ? (uint32_t)subnormal : normal;
+    return (uint16_t)(half | (bits_of_f32(x) >> 16 & 0x8000u));
 }
 
 static float absmax(const float *x, size_t n)
 {
-    float largest = 0.0f;
+    int32_t largest = 0;
+    for (size_t i = 0; i < n; i++) largest = larger_i32(magnitude_of(x[i]), largest);
+    return f32_from_bits((uint32_t)largest);
+}
+
+/* Bits of a float as an integer of the same order, and back. */
+static inline int32_t ordered(int32_t bits)
+{
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+
+static void extremes(const float *x, size_t n, float *low, float *high)
+{
+    int32_t least = INT32_MAX, most = INT32_MIN;
     for (size_t i = 0; i < n; i++) {
-        const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
-        largest = magnitude > largest ? magnitude : largest;
+        const int32_t key = ordered((int32_t)bits_of_f32(x[i]));
+        least = smaller_i32(key, least);
+        most = larger_i32(key, most);
     }
-    return largest;
+    *low = f32_from_bits((uint32_t)ordered(least));
+    *high = f32_from_bits((uint32_t)ordered(most));
+}
+
+/* Round to -127..127; beyond them, infinities and NaNs become the nearer end. */
+static void round_int8(const float *x, size_t n, float inverse, int8_t *codes)
+{
+    const int32_t limit = (int32_t)bits_of_f32(INT8_MAX_CODE);
+    for (size_t i = 0; i < n; i++) {
+        const float scaled = x[i] * inverse;
+        const uint32_t magnitude = (uint32_t)smaller_i32(magnitude_of(scaled), limit);
+        const uint32_t sign = bits_of_f32(scaled) & 0x80000000u;
+        codes[i] = (int8_t)(int32_t)round_f32(f32_from_bits(magnitude | sign));
+    }
+}
+
+/* Round (x - from) * inverse to 0..15. */
+static void round_int4(const float *x, size_t n, float from, float inverse, uint8_t *codes)
+{
+    const int32_t limit = (int32_t)bits_of_f32(INT4_MAX_CODE);
+    for (size_t i = 0; i < n; i++) {
+        const int32_t bits = (int32_t)bits_of_f32((x[i] - from) * inverse);
+        const int32_t inside = smaller_i32(larger_i32(bits, 0), limit);
+        codes[i] = (uint8_t)(int32_t)round_f32(f32_from_bits((uint32_t)inside));
+    }
 }
 
 /* 1 / x, and 0 where a scale is 0 and so every code. */
@@ -92,9 +140,7 @@ typedef struct group_params {
 static group_params int8_codes(const float *x, size_t n, uint8_t *codes)
 {
     const uint16_t scale = tern_f16_from_f32(absmax(x, n) / INT8_MAX_CODE);
-    const float inverse = inverse_of(f32_from_f16(scale));
-    for (size_t i = 0; i < n; i++)
-        codes[i] = (uint8_t)(int8_t)round_f32(clamp(x[i] * inverse, -INT8_MAX_CODE, INT8_MAX_CODE));
+    round_int8(x, n, inverse_of(f32_from_f16(scale)), (int8_t *)codes);
     return (group_params){ scale, 0 };
 }
 
@@ -102,17 +148,12 @@ static group_params int8_codes(const float *x, size_t n, uint8_t *codes)
  * twice. */
 static group_params int4_codes(const float *x, size_t n, uint8_t *codes)
 {
-    float low = x[0], high = x[0];
-    for (size_t i = 1; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
+    float low, high;
+    extremes(x, n, &low, &high);
     const uint16_t minimum = tern_f16_from_f32(low);
     const float from = f32_from_f16(minimum), range = high > from ? high - from : 0.0f;
     const uint16_t scale = tern_f16_from_f32(range / INT4_MAX_CODE);
-    const float inverse = inverse_of(f32_from_f16(scale));
-    for (size_t i = 0; i < n; i++)
-        codes[i] = (uint8_t)round_f32(clamp((x[i] - from) * inverse, 0.0f, INT4_MAX_CODE));
+    round_int4(x, n, from, inverse_of(f32_from_f16(scale)), codes);
     return (group_params){ scale, minimum };
 }
 
@@ -121,6 +162,18 @@ static group_params int4_codes(const float *x, size_t n, uint8_t *codes)
 static void put_half(uint8_t *base, size_t i, uint16_t half)
 {
     memcpy(base + i * sizeof half, &half, sizeof half);
+}
+
+/* x[i] to half i * stride, in pieces: a loop without strides becomes vector code. */
+static void put_halves(uint8_t *base, size_t stride, const float *x, size_t n)
+{
+    enum { PIECE = 32 };
+    for (size_t at = 0; at < n; at += PIECE) {
+        uint16_t halves[PIECE];
+        const size_t end = at + PIECE < n ? PIECE : n - at;
+        for (size_t i = 0; i < end; i++) halves[i] = tern_f16_from_f32(x[at + i]);
+        for (size_t i = 0; i < end; i++) put_half(base, (at + i) * stride, halves[i]);
+    }
 }
 
 /* One nibble of a byte; `shift` is 0 or 4. */
@@ -175,8 +228,7 @@ void tern_kv_put_key(const tern_kv_layout *kv, uint8_t *tile, size_t position, c
     if (kv->format == TERN_KV_F32)
         memcpy(tile + position * kv->head_dim * sizeof *x, x, kv->head_dim * sizeof *x);
     else if (kv->format == TERN_KV_F16)
-        for (size_t d = 0; d < kv->head_dim; d++)
-            put_half(tile, TERN_KV_TILE * d + position, tern_f16_from_f32(x[d]));
+        put_halves(tile + position * sizeof(uint16_t), TERN_KV_TILE, x, kv->head_dim);
     else
         put_groups(kv, tile, position, x, put_key_codes);
 }
@@ -186,8 +238,7 @@ void tern_kv_put_value(const tern_kv_layout *kv, uint8_t *tile, size_t position,
     if (kv->format == TERN_KV_F32)
         memcpy(tile + position * kv->head_dim * sizeof *x, x, kv->head_dim * sizeof *x);
     else if (kv->format == TERN_KV_F16)
-        for (size_t d = 0; d < kv->head_dim; d++)
-            put_half(tile, kv->width * position + d, tern_f16_from_f32(x[d]));
+        put_halves(tile + kv->width * position * sizeof(uint16_t), 1, x, kv->head_dim);
     else
         put_groups(kv, tile, position, x, put_value_codes);
 }
@@ -199,13 +250,10 @@ void tern_kv_quantize_query(const tern_kv_layout *kv, const float *x, int8_t *co
         const size_t n = kv->group < kv->head_dim - d ? kv->group : kv->head_dim - d;
         const float largest = absmax(x + d, n);
         const bool is_tiny = largest < INT8_MAX_CODE * FLT_MIN; /* its inverse would overflow */
-        const float inverse = is_tiny ? 0.0f : INT8_MAX_CODE / largest;
-        sum[g] = 0;
-        for (size_t i = 0; i < n; i++) {
-            const float q = round_f32(clamp(x[d + i] * inverse, -INT8_MAX_CODE, INT8_MAX_CODE));
-            codes[d + i] = (int8_t)q;
-            sum[g] += codes[d + i];
-        }
+        int32_t sum_of_codes = 0;
+        round_int8(x + d, n, is_tiny ? 0.0f : INT8_MAX_CODE / largest, codes + d);
+        for (size_t i = 0; i < n; i++) sum_of_codes += codes[d + i];
+        sum[g] = sum_of_codes;
         scale[g] = is_tiny ? 0.0f : largest / INT8_MAX_CODE;
     }
     memset(codes + kv->head_dim, 0, round_up(kv->head_dim, TERN_KV_GROUP_STEP) - kv->head_dim);

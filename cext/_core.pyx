@@ -271,6 +271,8 @@ cdef class _Buffer:
             PyBuffer_Release(&self.view)
 
 
+_SCAN = "lm_head.scan."
+
 _ELEMENT_BYTES = {"U8": 1, "F16": 2, "F32": 4}
 
 _DIMENSION_MAX = TERN_IN_MAX  # of everything that enters a matrix: int32 sums must not overflow
@@ -317,7 +319,7 @@ cdef class _Tensors:
     cdef set used
     cdef list held
     cdef int layout
-    cdef readonly Py_ssize_t ternary_bytes, other_bytes, n_parameters
+    cdef readonly Py_ssize_t ternary_bytes, other_bytes, scan_bytes, n_parameters
 
     def __cinit__(self, given, int layout):
         packing_of(layout)
@@ -351,7 +353,9 @@ cdef class _Tensors:
                              f"{_ELEMENT_BYTES[dtype]}, got an unaligned address")
         self.held.append(buffer)
         self.used.add(name)
-        if dtype == "U8":
+        if name.startswith(_SCAN):  # the head once more: no parameters of their own
+            self.scan_bytes += expected
+        elif dtype == "U8":
             self.ternary_bytes += expected
         else:
             self.other_bytes += expected
@@ -394,11 +398,56 @@ cdef class _Tensors:
             shapes[TERN_CHANNELS] = (n_in, -(-n_out // TERN_BLOCK3), TERN_BLOCK3_BYTES)
         return shapes
 
+    cdef tern_head_scan head_scan(self, vocab, hidden) except *:
+        """Return the scan planes of the head; ``codes`` is NULL when there are none."""
+        cdef tern_head_scan s
+        memset(&s, 0, sizeof(s))
+        if not any(name.startswith(_SCAN) for name in self.given):
+            return s
+        panels, groups = -(-vocab // TERN_SCAN_ROWS), -(-hidden // TERN_SCAN_GROUP)
+        lines = groups * (TERN_SCAN_GROUP // TERN_SCAN_LINE_INPUTS)
+        refine = -(-hidden // TERN_REFINE_BLOCK) * TERN_LINE_BYTES
+        s.codes = <const uint8_t *>self.take(
+            _SCAN + "codes", "U8", (panels, lines, TERN_LINE_BYTES))
+        s.scales = <const uint8_t *>self.take(
+            _SCAN + "scales", "U8", (panels, groups, TERN_SCAN_ROWS))
+        s.levels = <const uint8_t *>self.take(_SCAN + "levels", "U8", (TERN_SCAN_LEVELS,))
+        s.refine = <const uint8_t *>self.take(_SCAN + "refine", "U8", (vocab, refine))
+        rows = <const float *>self.take(_SCAN + "rows", "F32", (_SCAN_ROWS, vocab))
+        check_scan(rows, vocab, s.levels)
+        s.scale, s.refine_scale = rows, rows + <size_t>vocab
+        s.norm, s.rest = rows + 2 * <size_t>vocab, rows + 3 * <size_t>vocab
+        s.refined_rest = rows + 4 * <size_t>vocab
+        return s
+
     cdef refuse_rest(self):
         unknown = sorted(set(self.given) - self.used)
         if unknown:
             raise ValueError(f"tensor {unknown[0]}: unknown ({len(unknown)} in all)")
         self.given = None  # each buffer is held on its own
+
+
+# The proof in head.c needs numbers that are 0 or far from both ends of float32.
+cdef float _SCAN_LEAST = 2.0 ** -60
+cdef float _SCAN_MOST = 2.0 ** 60
+
+_SCAN_ROWS = 5  # scale, refine scale, norm, rest, refined rest
+
+
+cdef check_scan(const float *rows, size_t vocab, const uint8_t *levels):
+    cdef size_t i, n = _SCAN_ROWS * vocab
+    for i in range(n):
+        if not (rows[i] == 0 or _SCAN_LEAST <= rows[i] <= _SCAN_MOST):
+            raise ValueError(f"tensor {_SCAN}rows: expected 0 or 2^-60 to 2^60, "
+                             f"got {rows[i]} in element {i}")
+    for i in range(<size_t>TERN_SCAN_LEVELS):
+        if levels[i] > 2 * TERN_SCAN_ZERO:
+            raise ValueError(f"tensor {_SCAN}levels: expected 0 to {2 * TERN_SCAN_ZERO}, "
+                             f"got {levels[i]} in element {i}")
+    for i in range(vocab):
+        if rows[2 * vocab + i] < rows[3 * vocab + i] / 2:
+            raise ValueError(f"tensor {_SCAN}rows: expected a rest of at most twice the norm, "
+                             f"got {rows[3 * vocab + i]} for {rows[2 * vocab + i]} in row {i}")
 
 
 cdef class Model:
@@ -467,6 +516,7 @@ cdef class Model:
             self.model.head = self.model.embed
         else:
             self.model.head = <const uint16_t *>self.tensors.take("lm_head.weight", "F16", shape)
+        self.model.scan = self.tensors.head_scan(c.vocab, c.hidden)
 
     cdef read_layer(self, size_t i, attn_sub_norm, ffn_sub_norm):
         cdef tern_config *c = &self.model.config
@@ -516,6 +566,10 @@ cdef class Model:
     def other_bytes(self):
         return self.tensors.other_bytes
 
+    @property
+    def scan_bytes(self):
+        return self.tensors.scan_bytes
+
 
 # ---- one conversation ----
 
@@ -541,12 +595,12 @@ cdef class _Tokens:
 
 
 cdef class Session:
-    """A KV cache, its threads and the last logits.  One thread at a time may use it."""
+    """A KV cache, its threads and the last hidden state.  One thread at a time may use it."""
 
     cdef Model model
     cdef tern_state *state
     cdef bytearray _logits
-    cdef bint has_logits, is_busy
+    cdef bint has_hidden, has_logits, is_busy
     cdef readonly Py_ssize_t context
     cdef size_t _threads
     cdef bint _zero_skip
@@ -578,14 +632,25 @@ cdef class Session:
         if self.is_busy:
             raise RuntimeError("this session is in use by another thread")
 
-    cdef const float *last_logits(self) except NULL:
+    cdef check_ready(self):
         self.check_idle()
-        if not self.has_logits:
+        if not self.has_hidden:
             raise RuntimeError("no logits: eval tokens first")
-        return <const float *><char *>self._logits
+
+    cdef const float *last_logits(self) except NULL:
+        """Compute all logits, unless that was done."""
+        self.check_ready()
+        cdef float *logits = <float *><char *>self._logits
+        if not self.has_logits:
+            self.is_busy = True
+            with nogil:
+                tern_head_logits(self.state, logits)
+            self.is_busy = False
+            self.has_logits = True
+        return logits
 
     def eval(self, tokens):
-        """Append ``tokens`` to the KV cache; the logits of the last one are then ready.
+        """Append ``tokens`` to the KV cache; the last one's logits can then be asked for.
 
         Raises:
             ValueError: no tokens, or an id outside the vocabulary; nothing was changed.
@@ -593,7 +658,6 @@ cdef class Session:
         """
         cdef _Tokens ids = _Tokens(tokens, self.model.model.config.vocab)
         self.check_idle()
-        cdef float *logits = <float *><char *>self._logits
         cdef size_t free_positions = self.context - tern_state_n_past(self.state)
         if ids.n == 0:
             raise ValueError("tokens: expected at least one, got none")
@@ -602,8 +666,9 @@ cdef class Session:
                                 f"{self.context}, used {self.n_past}), got {ids.n}")
         self.is_busy = True
         with nogil:
-            tern_forward(self.state, ids.ids, ids.n, logits)
-        self.has_logits = True
+            tern_forward(self.state, ids.ids, ids.n, NULL)
+        self.has_hidden = True
+        self.has_logits = False
         self.is_busy = False
 
     def truncate(self, Py_ssize_t n_past):
@@ -612,7 +677,7 @@ cdef class Session:
         if not 0 <= n_past <= self.n_past:
             raise ValueError(f"n_past: expected 0 to {self.n_past}, got {n_past}")
         tern_state_truncate(self.state, n_past)
-        self.has_logits = False
+        self.has_hidden = self.has_logits = False
 
     def logits(self):
         """Return (vocab,) float32 of the last position, read-only, valid until the next eval."""
@@ -625,9 +690,21 @@ cdef class Session:
         cdef tern_counters *all = tern_state_counters(self.state)
         return [all[i] for i in range(self.model.model.config.n_layers)]
 
+    def hidden(self):
+        """Return (hidden,) float32: what the head multiplies; a copy."""
+        self.check_ready()
+        cdef const float *hidden = tern_state_hidden(self.state)
+        return memoryview((<const char *>hidden)[:4 * self.model.model.config.hidden]).cast("f")
+
+    def head_counters(self):
+        """Return how the head was evaluated since the last reset."""
+        self.check_idle()
+        return tern_state_head_counters(self.state)[0]
+
     def reset_counters(self):
         """Set all counters to zero."""
         self.check_idle()
+        memset(tern_state_head_counters(self.state), 0, sizeof(tern_head_counters))
         memset(tern_state_counters(self.state), 0,
                self.model.model.config.n_layers * sizeof(tern_counters))
 
@@ -712,8 +789,23 @@ cdef class Sampler:
         """Draw the next token of ``session``; tokens in ``recent`` are made less likely."""
         cdef size_t vocab = session.model.model.config.vocab
         cdef _Tokens ids = _Tokens(recent, vocab)
-        cdef const float *logits = session.last_logits()
-        cdef uint32_t token
+        cdef tern_head_request request
+        cdef size_t n = 0
+        cdef uint32_t token = 0
+        session.check_ready()
+        self.reserve(vocab)
+        if not session.has_logits and session.model.model.scan.codes != NULL \
+                and tern_sampler_request(&self.sampler, vocab, ids.ids, ids.n, &request):
+            session.is_busy = self.is_busy = True
+            with nogil:
+                n = tern_head_candidates(session.state, &request, self.scratch)
+                if n:
+                    token = tern_sample_candidates(&self.sampler, self.scratch, n, vocab, ids.ids,
+                                                   ids.n)
+            session.is_busy = self.is_busy = False
+        return token if n else self.sample_all(session, ids)
+
+    cdef reserve(self, size_t vocab):
         if self.is_busy:
             raise RuntimeError("this sampler is in use by another thread")
         if self.capacity < vocab:
@@ -723,6 +815,11 @@ cdef class Sampler:
             if self.scratch == NULL:
                 raise MemoryError
             self.capacity = vocab
+
+    cdef sample_all(self, Session session, _Tokens ids):
+        cdef size_t vocab = session.model.model.config.vocab
+        cdef const float *logits = session.last_logits()
+        cdef uint32_t token
         session.is_busy = self.is_busy = True
         with nogil:
             token = tern_sample(&self.sampler, logits, vocab, ids.ids, ids.n, self.scratch)

@@ -28,6 +28,18 @@ cdef extern from "ternary.h" nogil:
         TERN_UNIT
         TERN_X_MAX
         TERN_IN_MAX
+        TERN_SCAN_ROWS
+        TERN_SCAN_GROUP
+        TERN_SCAN_LINE_INPUTS
+        TERN_SCAN_LEVELS
+        TERN_SCAN_ZERO
+        TERN_REFINE_BLOCK
+
+    ctypedef struct tern_scan_x:
+        const int8_t *high
+        const int8_t *low
+        const int32_t *minus_zero
+        size_t n_groups
 
     ctypedef struct tern_act:
         const int8_t *x
@@ -51,6 +63,8 @@ cdef extern from "ternary.h" nogil:
         void (*dot_f16)(const uint16_t *, size_t, size_t, const float *, float *) nogil
         void (*dot_f32)(const float *, size_t, size_t, const float *, float *) nogil
         void (*mix_f32)(const float *, size_t, size_t, const float *, float *) nogil
+        void (*scan)(const uint8_t *, const uint8_t *, const uint8_t *, const tern_scan_x *,
+                     float *, size_t, size_t) nogil
 
     uint32_t tern_cpu_features()
     const tern_kernels *tern_select(uint32_t cpu, const char *forced)
@@ -94,11 +108,23 @@ cdef extern from "forward.h" nogil:
         const float *ffn_sub_norm
         tern_matrix q, k, v, o, gate, up, down
 
+    ctypedef struct tern_head_scan:
+        const uint8_t *codes
+        const uint8_t *scales
+        const uint8_t *levels
+        const uint8_t *refine
+        const float *scale
+        const float *refine_scale
+        const float *norm
+        const float *rest
+        const float *refined_rest
+
     ctypedef struct tern_model:
         tern_config config
         const uint16_t *embed
         const uint16_t *head
         const float *final_norm
+        tern_head_scan scan
         tern_layer *layers
         const tern_kernels *kernels
         size_t ternary_bytes
@@ -109,6 +135,10 @@ cdef extern from "forward.h" nogil:
         uint64_t activations, zero_activations
         uint64_t gates, closed_gates
         uint64_t down_inputs, zero_down_inputs
+
+    ctypedef struct tern_head_counters:
+        uint64_t full_scans, queries, fallbacks, grown
+        uint64_t rows_scanned, rows_refined, rows_rescored
 
     ctypedef struct tern_state:
         pass
@@ -131,6 +161,24 @@ cdef extern from "bandwidth.h" nogil:
                              uint64_t *fold)
 
 
+cdef extern from "head.h" nogil:
+    ctypedef struct tern_candidate:
+        float logit
+        uint32_t token
+
+    ctypedef struct tern_head_request:
+        size_t k
+        float margin
+        const uint32_t *recent
+        size_t n_recent
+
+    size_t tern_head_candidates(tern_state *state, const tern_head_request *request,
+                                tern_candidate *out)
+    void tern_head_logits(tern_state *state, float *logits)
+    const float *tern_state_hidden(const tern_state *state)
+    tern_head_counters *tern_state_head_counters(tern_state *state)
+
+
 cdef extern from "sampler.h" nogil:
     ctypedef struct tern_sampler:
         float temperature
@@ -139,9 +187,10 @@ cdef extern from "sampler.h" nogil:
         float min_p
         float repetition_penalty
 
-    ctypedef struct tern_candidate:
-        pass
-
     void tern_sampler_seed(tern_sampler *sampler, uint64_t seed)
     uint32_t tern_sample(tern_sampler *sampler, const float *logits, size_t vocab,
                          const uint32_t *recent, size_t n_recent, tern_candidate *scratch)
+    bint tern_sampler_request(const tern_sampler *sampler, size_t vocab, const uint32_t *recent,
+                              size_t n_recent, tern_head_request *request)
+    uint32_t tern_sample_candidates(tern_sampler *sampler, tern_candidate *list, size_t n,
+                                    size_t vocab, const uint32_t *recent, size_t n_recent)

@@ -138,9 +138,12 @@ class Model:
         """Bytes of all packed planes, padding included."""
     @property
     def other_bytes(self) -> int: ...
+    @property
+    def scan_bytes(self) -> int:
+        """Bytes of the planes of the two-stage head; 0 when the model has none."""
 
 class Session:
-    """A KV cache, its threads and the last logits.  One thread at a time may use it."""
+    """A KV cache, its threads and the last hidden state.  One thread at a time may use it."""
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class Session:
     def kv_bytes(self) -> int:
         """Bytes of the KV cache when every position is used."""
     def eval(self, tokens: Sequence[int]) -> None:
-        """Append ``tokens`` to the KV cache; the logits of the last one are then ready.
+        """Append ``tokens`` to the KV cache; the last one's logits can then be asked for.
 
         Raises:
             ValueError: no tokens, or an id outside the vocabulary; nothing was changed.
@@ -197,6 +200,14 @@ class Session:
         """Forget every position from ``n_past`` on, and the logits."""
     def logits(self) -> memoryview:
         """Return (vocab,) float32 of the last position, read-only, valid until the next eval."""
+    def hidden(self) -> memoryview:
+        """Return (hidden,) float32: what the head multiplies; a copy."""
+    def head_counters(self) -> dict[str, int]:
+        """Return how the head was evaluated since the last reset.
+
+        ``full_scans``; ``queries`` of candidates, of which ``fallbacks`` needed a full scan and
+        ``grown`` found more than was guessed; rows ``scanned``, ``refined`` and ``rescored``.
+        """
     def counters(self) -> list[dict[str, int]]:
         """Return what was computed and skipped since the last reset, one dictionary a layer.
 

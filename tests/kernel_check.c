@@ -31,6 +31,7 @@ static uint32_t random_u32(void)
 
 typedef struct fenced {
     void *data;
+    size_t bytes;
     void *map;
     size_t map_bytes;
 } fenced;
@@ -44,7 +45,7 @@ static fenced fence(size_t bytes)
         perror("mmap");
         exit(2);
     }
-    return (fenced){ map + body - bytes, map, body + page };
+    return (fenced){ map + body - bytes, bytes, map, body + page };
 }
 
 static void release(fenced f)
@@ -288,6 +289,82 @@ static void check_floats(check *c, size_t n_rows, size_t n)
     release(halves), release(rows), release(x), release(w), release(want), release(got);
 }
 
+/* Inputs of a scan; the fills aim at the bounds of q and of its two parts. */
+static void fill_scan_x(size_t fill, size_t n, int8_t *high, int8_t *low, int32_t *minus_zero)
+{
+    for (size_t k = 0; k < n; k++) {
+        int32_t q = (int32_t)(random_u32() % (2 * TERN_SCAN_X_MAX + 1)) - TERN_SCAN_X_MAX;
+        if (fill == 1) q = TERN_SCAN_X_MAX;
+        if (fill == 2) q = -TERN_SCAN_X_MAX;
+        if (fill == 3) q = k % 2 ? 127 * 128 - 64 : -127 * 128 + 63;
+        if (fill == 4) q = 0;
+        high[k] = (int8_t)((q + 64 + (1 << 14)) / 128 - (1 << 7));
+        low[k] = (int8_t)(q - 128 * high[k]);
+        minus_zero[k / TERN_SCAN_GROUP] -= TERN_SCAN_ZERO * q;
+    }
+}
+
+static void check_scan(check *c, size_t panels, size_t n, size_t fill)
+{
+    char what[99];
+    const size_t groups = (n + TERN_SCAN_GROUP - 1) / TERN_SCAN_GROUP;
+    const size_t y_bytes = panels * TERN_SCAN_ROWS * 4, padded = groups * TERN_SCAN_GROUP;
+    fenced codes = fence(panels * groups * TERN_SCAN_GROUP * TERN_SCAN_ROWS / 2);
+    fenced scales = fence(panels * groups * TERN_SCAN_ROWS), levels = fence(TERN_SCAN_LEVELS);
+    fenced high = fence(padded), low = fence(padded), minus_zero = fence(groups * 4);
+    fenced want = fence(y_bytes), got = fence(y_bytes);
+    for (size_t i = 0; i < codes.bytes; i++) /* all codes at the ends, or random */
+        ((uint8_t *)codes.data)[i] = fill == 1 ? 0xff : fill == 2 ? 0 : (uint8_t)random_u32();
+    for (size_t i = 0; i < scales.bytes; i++)
+        ((uint8_t *)scales.data)[i] = fill == 1 || fill == 2 ? 255 : (uint8_t)random_u32();
+    for (size_t i = 0; i < TERN_SCAN_LEVELS; i++) /* 0 and 126 are among them */
+        ((uint8_t *)levels.data)[i] = (uint8_t)(i * 2 * TERN_SCAN_ZERO / (TERN_SCAN_LEVELS - 1));
+    memset(high.data, 0, padded), memset(low.data, 0, padded), memset(minus_zero.data, 0, groups * 4);
+    fill_scan_x(fill, n, high.data, low.data, minus_zero.data);
+    const tern_scan_x x = { high.data, low.data, minus_zero.data, groups };
+    for (size_t begin = 0; begin < panels; begin++) {
+        memset(want.data, 0x88, y_bytes), memset(got.data, 0x88, y_bytes);
+        c->scalar->scan(codes.data, scales.data, levels.data, &x, want.data, begin, panels);
+        c->variant->scan(codes.data, scales.data, levels.data, &x, got.data, begin, panels);
+        snprintf(what, sizeof what, "scan %zu..%zu x %zu %s", begin, panels, n, fills[fill]);
+        compare(c, what, want.data, got.data, y_bytes);
+    }
+    release(codes), release(scales), release(levels), release(high), release(low);
+    release(minus_zero), release(want), release(got);
+}
+
+static void check_refine(check *c, size_t n_rows, size_t n_blocks, size_t fill)
+{
+    char what[99];
+    fenced plane = fence(n_rows * n_blocks * TERN_LINE_BYTES);
+    fenced high = fence(n_blocks * TERN_REFINE_BLOCK), rows = fence((n_rows + 1) / 2 * 4);
+    fenced want = fence(n_rows * 4), got = fence(n_rows * 4);
+    for (size_t i = 0; i < plane.bytes; i++)
+        ((uint8_t *)plane.data)[i] = fill == 1 || fill == 2 ? 0xff : (uint8_t)random_u32();
+    for (size_t i = 0; i < high.bytes; i++) ((int8_t *)high.data)[i] = x_of(fill, i);
+    for (uint32_t i = 0; i < (n_rows + 1) / 2; i++) ((uint32_t *)rows.data)[i] = 2 * i;
+    for (size_t n = 0; n <= (n_rows + 1) / 2; n++) {
+        memset(want.data, 0x88, n_rows * 4), memset(got.data, 0x88, n_rows * 4);
+        c->scalar->refine(plane.data, high.data, n_blocks, rows.data, n, want.data);
+        c->variant->refine(plane.data, high.data, n_blocks, rows.data, n, got.data);
+        snprintf(what, sizeof what, "refine %zu of %zu x %zu %s", n, n_rows, n_blocks, fills[fill]);
+        compare(c, what, want.data, got.data, n_rows * 4);
+    }
+    release(plane), release(high), release(rows), release(want), release(got);
+}
+
+static void check_head(check *c)
+{
+    static const size_t head_inputs[] = { 1, 31, 32, 33, 64, 95, 256, 272, 2560 };
+    for (size_t fill = 0; fill < COUNT(fills); fill++) {
+        for (size_t i = 0; i < COUNT(head_inputs); i++)
+            for (size_t panels = 1; panels < 4; panels++)
+                check_scan(c, panels, head_inputs[i], fill);
+        for (size_t rows = 1; rows < 14; rows += 3)
+            for (size_t blocks = 1; blocks < 12; blocks += 3) check_refine(c, rows, blocks, fill);
+    }
+}
+
 /* Sizes around every unroll, block, widening and prefetch boundary of the variants. */
 static const size_t inputs[] = {
     1,   2,   3,   32,   48,   49,   50,   127,  128,  129,  130,  255,
@@ -398,6 +475,7 @@ static bool check_variant(const tern_kernels *scalar, const tern_kernels *varian
     seed = 1;
     for (size_t fill = 0; fill < COUNT(fills); fill++)
         for (size_t i = 0; i < COUNT(inputs); i++) check_products(&c, inputs[i], fill);
+    check_head(&c);
     for (size_t r = 0; r < COUNT(counts); r++)
         for (size_t i = 0; i < COUNT(lengths); i++) check_floats(&c, counts[r], lengths[i]);
     printf("%-12s %ld comparisons, %ld failed\n", variant->name, c.done, c.failed);

@@ -44,12 +44,25 @@ typedef struct tern_layer {
     tern_matrix q, k, v, o, gate, up, down;
 } tern_layer;
 
+/* The head once more in few bits, for tern_head_candidates; docs/formats.md, section 4.
+ * `codes` is NULL when the model has none. */
+typedef struct tern_head_scan {
+    const uint8_t *codes;  /* (ceil(vocab / 16), 4 * groups, 64)   groups = ceil(hidden / 32) */
+    const uint8_t *scales; /* (ceil(vocab / 16), groups, 16) */
+    const uint8_t *levels; /* (16,) */
+    const uint8_t *refine; /* (vocab, ceil(hidden / 256) * 64) */
+    /* (vocab,) each: scale of codes and of refine; upper bounds of ||row||, of the rest that codes
+     * leave, and of the rest that codes and refine leave */
+    const float *scale, *refine_scale, *norm, *rest, *refined_rest;
+} tern_head_scan;
+
 /* What it knows.  Nothing is copied: the pointers lead into the model's files. */
 typedef struct tern_model {
     tern_config config;
     const uint16_t *embed;   /* (vocab, hidden) float16 */
     const uint16_t *head;    /* (vocab, hidden) float16; == embed when tied */
     const float *final_norm; /* (hidden,) */
+    tern_head_scan scan;
     tern_layer *layers;      /* (n_layers,) */
     const tern_kernels *kernels;
     size_t ternary_bytes; /* of all planes: do they stay in a cache from one token to the next? */
@@ -63,6 +76,17 @@ typedef struct tern_counters {
     uint64_t gates, closed_gates;           /* rows of up whose gate is exactly 0 */
     uint64_t down_inputs, zero_down_inputs; /* the part of the activations that enters down */
 } tern_counters;
+
+/* How the head was evaluated since the last reset. */
+typedef struct tern_head_counters {
+    uint64_t full_scans;    /* times all logits were computed */
+    uint64_t queries;       /* requests for candidates */
+    uint64_t fallbacks;     /* of those, the ones that need a full scan */
+    uint64_t grown;         /* of the others: the rows guessed from the estimates were not all */
+    uint64_t rows_scanned;  /* estimated from codes */
+    uint64_t rows_refined;  /* estimated again from codes and refine */
+    uint64_t rows_rescored; /* computed from float16, outside full scans */
+} tern_head_counters;
 
 /* What it is doing now: KV cache, scratch memory and threads of one conversation. */
 typedef struct tern_state tern_state;
@@ -82,7 +106,7 @@ void tern_state_set_zero_skip(tern_state *state, bool zero_skip);
 /* Append `tokens` to the KV cache and write the logits of the last one.
  *
  *   tokens  (n_tokens,) uint32  each < vocab; n_past + n_tokens <= context
- *   logits  (vocab,) float32    overwritten */
+ *   logits  (vocab,) float32    overwritten, or NULL: head.h gives them, or a few, when asked */
 void tern_forward(tern_state *state, const uint32_t *tokens, size_t n_tokens, float *logits);
 
 size_t tern_state_n_past(const tern_state *state);

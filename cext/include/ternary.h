@@ -137,6 +137,49 @@ typedef void tern_dot_f32_fn(const float *rows, size_t n_rows, size_t n, const f
  *   rows   (n_rows, n) float32      w  (n_rows,) float32      y  (n,) float32, overwritten */
 typedef void tern_mix_f32_fn(const float *rows, size_t n_rows, size_t n, const float *w, float *y);
 
+/* The scan of an LM head (docs/formats.md, section 3a): a product of every row in about 4 bits a weight.
+ *
+ * An input is two int8 parts of one integer, q[k] = 128 * high[k] + low[k] with
+ * |q| <= TERN_SCAN_X_MAX; a weight is (levels[code] - TERN_SCAN_ZERO) * scale of its row and group. */
+enum {
+    TERN_SCAN_ROWS = 16,        /* of a panel: a lane is a row */
+    TERN_SCAN_GROUP = 32,       /* inputs that share a scale: 4 lines of 64 bytes */
+    TERN_SCAN_LINE_INPUTS = 8,  /* byte 4 r + j of a line: inputs j (low nibble), 4 + j (high) of row r */
+    TERN_SCAN_LEVELS = 16,
+    TERN_SCAN_ZERO = 63,        /* the level that is zero; levels are 0 to 126 */
+    TERN_SCAN_X_MAX = 127 * 128 + 63,
+    TERN_REFINE_BLOCK = 256,    /* 2-bit codes in one line: byte j holds j, 64 + j, 128 + j, 192 + j */
+};
+_Static_assert(2LL * TERN_SCAN_ZERO * TERN_SCAN_X_MAX * TERN_SCAN_GROUP <= INT32_MAX,
+               "int32 sum of a group would overflow");
+
+typedef struct tern_scan_x {
+    const int8_t *high;        /* (ceil(n / 256) * 256,) in [-127, 127]; padding is 0 */
+    const int8_t *low;         /* the same length, in [-64, 63] */
+    const int32_t *minus_zero; /* (n_groups,) -TERN_SCAN_ZERO * sum of q over the group */
+    size_t n_groups;           /* ceil(n / 32) */
+} tern_scan_x;
+
+/* For every row r = 16 p + i of the panels p in [begin, end), in float32, no FMA:
+ *
+ *       y[r] = ((0 + S[0] * scale[0]) + S[1] * scale[1]) + ...     S[g] = float(sum of level * q),
+ *
+ * the sum over group g exact in int32 and then rounded once.
+ *
+ *   codes   (panels, 4 * n_groups, 64) uint8   no alignment needed, 64 is best
+ *   scales  (panels, n_groups, 16) uint8
+ *   levels  (16,) uint8, each <= 2 * TERN_SCAN_ZERO
+ *   y       (panels * 16,) float32   rows of other panels are untouched */
+typedef void tern_scan_fn(const uint8_t *codes, const uint8_t *scales, const uint8_t *levels,
+                          const tern_scan_x *x, float *y, size_t begin, size_t end);
+
+/* y[i] = sum_k code[rows[i], k] * high[k] for the n rows named: 2-bit codes 0 to 3, exact.
+ *
+ *   plane   (out, n_blocks * 64) uint8   only the named rows are read
+ *   high    (n_blocks * 256,) int8 in [-127, 127], n_blocks <= 2^13 */
+typedef void tern_refine_fn(const uint8_t *plane, const int8_t *high, size_t n_blocks,
+                            const uint32_t *rows, size_t n, int32_t *y);
+
 enum tern_cpu {
     TERN_CPU_AVX2 = 1u << 0,
     TERN_CPU_F16C = 1u << 1,
@@ -161,6 +204,8 @@ typedef struct tern_kernels {
     tern_dot_f32_fn *dot_f32;
     tern_mix_f32_fn *mix_f32;
     const tern_kv_ops *kv;
+    tern_scan_fn *scan;
+    tern_refine_fn *refine;
 } tern_kernels;
 
 /* The only function that looks at the machine. */

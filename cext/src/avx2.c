@@ -325,5 +325,7 @@ const tern_kernels tern_avx2 = {
     .dot_f32 = dot_f32_avx2,
     .mix_f32 = mix_f32_avx2,
     .kv = &tern_kv_avx2,
+    .scan = head_scan_avx2,
+    .refine = head_refine_avx2,
 };
 #endif

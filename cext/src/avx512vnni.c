@@ -122,5 +122,7 @@ const tern_kernels tern_avx512vnni = {
     .dot_f32 = dot_f32_avx512vnni,
     .mix_f32 = mix_f32_avx512vnni,
     .kv = &tern_kv_avx512vnni,
+    .scan = head_scan_avx512vnni,
+    .refine = head_refine_avx512vnni,
 };
 #endif

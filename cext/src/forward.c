@@ -5,6 +5,7 @@
  * steps) or the outputs of matrices (integer products), never one sum: results cannot depend on the
  * number of threads. */
 #include "fpenv.h"
+#include "head.h"
 #include "multiply.h"
 #include "variants.h"
 
@@ -175,21 +176,6 @@ static void run_layer(tern_state *s)
 
 /* ---- from tokens to logits ---- */
 
-typedef struct head_job {
-    const tern_model *model;
-    const float *x; /* (hidden,) normed */
-    float *logits;  /* (vocab,) */
-} head_job;
-
-static void run_head(void *arg, size_t thread, size_t n_threads)
-{
-    const head_job *job = arg;
-    const size_t hidden = job->model->config.hidden;
-    const span mine = share(job->model->config.vocab, thread, n_threads);
-    job->model->kernels->dot_f16(job->model->head + mine.begin * hidden, mine.end - mine.begin,
-                                 hidden, job->x, job->logits + mine.begin);
-}
-
 /* Rows for the positions of this block, when they are reached for the first time. */
 static void extend_rope_table(tern_state *s)
 {
@@ -221,7 +207,7 @@ void tern_forward(tern_state *s, const uint32_t *tokens, size_t n_tokens, float 
         run_block(s, tokens + done, n);
     }
     rms_norm(s->model->kernels, row(s->x, n - 1, c->hidden), s->model->final_norm, c->hidden,
-             c->eps, s->h);
-    pool_run(s->pool, run_head, &(head_job){ s->model, s->h, logits });
+             c->eps, s->hidden);
+    if (logits) tern_head_logits(s, logits);
     fp_mode_swap(caller_mode);
 }

@@ -223,5 +223,7 @@ const tern_kernels tern_neon = {
     .dot_f32 = dot_f32_neon,
     .mix_f32 = mix_f32_neon,
     .kv = &tern_kv_neon,
+    .scan = head_scan_neon,
+    .refine = head_refine_neon,
 };
 #endif

@@ -50,17 +50,34 @@ static bool is_better(const tern_candidate *a, const tern_candidate *b)
     return a->logit > b->logit || (a->logit == b->logit && a->token < b->token);
 }
 
-static void load_candidates(const tern_sampler *sampler, const float *logits, size_t vocab,
-                            const uint32_t *recent, size_t n_recent, tern_candidate *list)
+static void load_candidates(const float *logits, size_t vocab, tern_candidate *list)
 {
-    const float penalty = sampler->repetition_penalty;
     for (size_t i = 0; i < vocab; i++) {
         const float logit = logits[i] == logits[i] ? logits[i] : -INFINITY;
         list[i] = (tern_candidate){ .logit = logit, .token = (uint32_t)i };
     }
+}
+
+/* The candidate of `token`, which is in the list: ascending by token. */
+static tern_candidate *find(tern_candidate *list, size_t n, uint32_t token)
+{
+    size_t low = 0;
+    for (size_t high = n - 1; low < high;) {
+        const size_t middle = low + (high - low) / 2;
+        if (list[middle].token < token)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return &list[low];
+}
+
+static void penalise(float penalty, const uint32_t *recent, size_t n_recent, tern_candidate *list,
+                     size_t n)
+{
     if (penalty == 1.0f) return;
     for (size_t i = 0; i < n_recent; i++) {
-        tern_candidate *c = &list[recent[i]];
+        tern_candidate *c = find(list, n, recent[i]);
         if (c->weight != 0.0f) continue; /* a mark: already penalised */
         c->logit = c->logit > 0.0f ? c->logit / penalty : c->logit * penalty;
         c->weight = 1.0f;
@@ -115,14 +132,21 @@ static double weigh(tern_candidate *list, size_t n, float largest, float tempera
     return sum;
 }
 
-/* Keep the best top_k of them, then the fewest whose share of those reaches top_p; at least one.
- * The survivors become list[0 .. n), best last. */
-static size_t keep_best(const tern_sampler *sampler, tern_candidate *list, size_t n, double sum)
+static bool has_top_k(const tern_sampler *sampler, size_t vocab)
 {
-    const size_t k = sampler->top_k && sampler->top_k < n ? sampler->top_k : n;
+    return sampler->top_k && sampler->top_k < vocab;
+}
+
+/* Keep the best top_k of them, then the fewest whose share of those reaches top_p; at least one.
+ * The survivors become list[0 .. n), best last.  With top_k, nothing but those k best matters, nor
+ * how many others the list holds. */
+static size_t keep_best(const tern_sampler *sampler, tern_candidate *list, size_t n, size_t vocab,
+                        double sum)
+{
     size_t heap_size = n, kept = 0;
     make_heap(list, n);
-    if (k < n) {
+    if (has_top_k(sampler, vocab)) {
+        const size_t k = sampler->top_k;
         sum = 0.0;
         for (size_t i = 0; i < k; i++) sum += (double)pop_best(list, &heap_size)->weight;
         for (size_t i = 0; i < k / 2; i++) { /* again a list that begins with its best */
@@ -165,13 +189,13 @@ static uint32_t draw(tern_sampler *sampler, const tern_candidate *list, size_t n
     return list[n - 1].token; /* rounding left target at the very end */
 }
 
-static uint32_t sample(tern_sampler *sampler, tern_candidate *list, size_t n)
+static uint32_t sample(tern_sampler *sampler, tern_candidate *list, size_t n, size_t vocab)
 {
     const tern_candidate top = *best(list, n);
     if (sampler->temperature == 0.0f || !(top.logit > -INFINITY) || top.logit == INFINITY)
         return top.token;
     const double sum = weigh(list, n, top.logit, sampler->temperature);
-    if (sampler->top_k || sampler->top_p < 1.0f) n = keep_best(sampler, list, n, sum);
+    if (sampler->top_k || sampler->top_p < 1.0f) n = keep_best(sampler, list, n, vocab, sum);
     if (sampler->min_p > 0.0f) n = drop_unlikely(sampler->min_p, list, n);
     return draw(sampler, list, n);
 }
@@ -179,9 +203,49 @@ static uint32_t sample(tern_sampler *sampler, tern_candidate *list, size_t n)
 uint32_t tern_sample(tern_sampler *sampler, const float *logits, size_t vocab,
                      const uint32_t *recent, size_t n_recent, tern_candidate *scratch)
 {
+    load_candidates(logits, vocab, scratch);
+    return tern_sample_candidates(sampler, scratch, vocab, vocab, recent, n_recent);
+}
+
+uint32_t tern_sample_candidates(tern_sampler *sampler, tern_candidate *list, size_t n, size_t vocab,
+                                const uint32_t *recent, size_t n_recent)
+{
     const fp_mode caller_mode = fp_mode_swap(FP_MODE_DEFAULT);
-    load_candidates(sampler, logits, vocab, recent, n_recent, scratch);
-    const uint32_t token = sample(sampler, scratch, vocab);
+    penalise(sampler->repetition_penalty, recent, n_recent, list, n);
+    const uint32_t token = sample(sampler, list, n, vocab);
     fp_mode_swap(caller_mode);
     return token;
+}
+
+/* ---- what a draw needs to know ---- */
+
+/* How far below the best logit min_p may still keep a token: it is kept when
+ *
+ *       det_expf(fl(fl(logit - best) / T)) >= min_p,
+ *
+ * and det_expf is exact to 2^-22 of its value, so that the argument is at least ln(min_p) - 2^-21;
+ * two roundings of the argument change it by less than 2^-22 of itself. */
+static float min_p_margin(float min_p, float temperature)
+{
+    const double LEAST = 0x1p-20, SLACK = 1.0 + 0x1p-20;
+    return (float)((double)temperature * (LEAST - det_log((double)min_p)) * SLACK);
+}
+
+bool tern_sampler_request(const tern_sampler *sampler, size_t vocab, const uint32_t *recent,
+                          size_t n_recent, tern_head_request *request)
+{
+    const bool is_greedy = sampler->temperature == 0.0f;
+    *request = (tern_head_request){ .k = 1 };
+    if (sampler->repetition_penalty != 1.0f) {
+        request->recent = recent;
+        request->n_recent = n_recent;
+    }
+    if (is_greedy) return true;
+    if (has_top_k(sampler, vocab)) {
+        request->k = sampler->top_k;
+        return true;
+    }
+    if (sampler->top_k || sampler->top_p < 1.0f || !(sampler->min_p > 0.0f)) return false;
+    request->margin = min_p_margin(sampler->min_p, sampler->temperature);
+    return true;
 }

@@ -124,4 +124,6 @@ const tern_kernels tern_scalar = {
     .dot_f32 = dot_f32_scalar,
     .mix_f32 = mix_f32_scalar,
     .kv = &tern_kv_scalar,
+    .scan = head_scan_scalar,
+    .refine = head_refine_scalar,
 };

@@ -48,6 +48,7 @@ static bool take_scratch(tern_state *s)
     if (!(s->queries = take(s, B * c->n_heads * c->head_dim, sizeof(float)))) return false;
     if (!(s->gates = take(s, B * c->ffn, sizeof(float)))) return false;
     if (!(s->counters = take(s, c->n_layers, sizeof *s->counters))) return false;
+    if (!(s->hidden = take(s, c->hidden, sizeof(float)))) return false;
     for (size_t i = 0; i < 3; i++)
         if (!(s->z[i] = take(s, B * s->z_stride, sizeof(int32_t)))) return false;
     if (!(s->partial = take(s, TERN_THREADS_MAX * s->z_stride, sizeof(int32_t)))) return false;
@@ -72,7 +73,7 @@ tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_thr
     s->z_stride = (s->width + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
     kv_init(s, kv_bits, kv_group_size);
     s->pool = pool_new(n_threads);
-    if (!s->pool || !take_caches(s) || !take_scratch(s)) {
+    if (!s->pool || !take_caches(s) || !take_scratch(s) || !head_take(s)) {
         tern_state_free(s);
         return NULL;
     }
@@ -110,6 +111,16 @@ size_t tern_state_n_past(const tern_state *s)
 void tern_state_truncate(tern_state *s, size_t n_past)
 {
     s->n_past = n_past;
+}
+
+const float *tern_state_hidden(const tern_state *s)
+{
+    return s->hidden;
+}
+
+tern_head_counters *tern_state_head_counters(tern_state *s)
+{
+    return &s->head_counters;
 }
 
 tern_counters *tern_state_counters(tern_state *s)

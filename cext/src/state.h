@@ -3,6 +3,7 @@
 #define STATE_H
 
 #include "forward.h"
+#include "head.h"
 #include "ops.h"
 #include "pool.h"
 #include "variants.h"
@@ -46,6 +47,19 @@ static inline size_t kv_padded_dim(size_t head_dim)
     return (head_dim + TERN_KV_GROUP_STEP - 1) / TERN_KV_GROUP_STEP * TERN_KV_GROUP_STEP;
 }
 
+/* Scratch of tern_head_candidates; only head.c looks inside. */
+typedef struct head_scratch {
+    int8_t *high, *low;    /* (padded hidden,) the quantised input */
+    int32_t *minus_zero;   /* (groups,) */
+    float *estimate;       /* (padded vocab,) */
+    float *exact;          /* (vocab,) logits of the rows that were computed */
+    uint32_t *rows;        /* (vocab,) each chunk of rows lists its survivors in its own part */
+    int32_t *products;     /* (vocab,) of the refine plane, in the same places */
+    size_t *n_found;       /* (chunks,) */
+    tern_candidate *guess; /* (TERN_THREADS_MAX, TERN_HEAD_K_MAX) best estimates of each thread */
+    size_t n_guess[TERN_THREADS_MAX];
+} head_scratch;
+
 /* Tokens of one block; B is TERN_TOKENS_BLOCK. */
 struct tern_state {
     const tern_model *model;
@@ -72,8 +86,11 @@ struct tern_state {
     uint32_t *open[TERN_TOKENS_BLOCK]; /* (ffn,) rows of up to compute */
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
+    float *hidden;           /* (hidden,) of the last token, after the final norm */
+    head_scratch head;
+    tern_head_counters head_counters;
 
-    void *owned[3 * TERN_TOKENS_BLOCK + 32]; /* all of the above, for tern_state_free */
+    void *owned[3 * TERN_TOKENS_BLOCK + 48]; /* all of the above, for tern_state_free */
     size_t n_owned;
 };
 
@@ -94,5 +111,8 @@ void kv_prepare_query(tern_state *s, size_t t, const float *query);
 
 /* Attention of the block's tokens in the present layer; writes rows of s->h. */
 void attend(tern_state *s);
+
+/* Memory for tern_head_candidates.  False when there is none. */
+bool head_take(tern_state *s);
 
 #endif

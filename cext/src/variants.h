@@ -21,7 +21,14 @@ tern_gemv_rows_fn gemv_rows_base3_scalar;
 tern_gemv_tiles_fn gemv_tiles_scalar;
 tern_gemv_channels_fn gemv_channels_scalar;
 
+/* head_<variant>.c */
+extern tern_scan_fn head_scan_scalar, head_scan_avx2, head_scan_avx512vnni, head_scan_neon;
+extern tern_refine_fn head_refine_scalar, head_refine_avx2, head_refine_avx512vnni,
+    head_refine_neon;
+
 enum {
+    SCAN_LINES = TERN_SCAN_GROUP / TERN_SCAN_LINE_INPUTS, /* of a group */
+    REFINE_ROWS_AHEAD = 4, /* prefetched before they are needed: some 100 ns of memory latency */
     DOT_LANES = 16,     /* partial sums of a float dot product */
     CHUNK = 128,        /* input channels between two widenings of an input-major unit */
     PREFETCH_LINES = 48 /* ahead of the stream of lines; 24 to 192 measure alike, 8 and 384 worse */

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeagent.convert.head import make_scan, pays
 from edgeagent.convert.pack import choose_layout, pack_plane, ternarise_absmean
 from edgeagent.errors import ModelError
 from edgeagent.model.files import (
@@ -55,6 +56,15 @@ def _pack(name: str, weights: NDArray[np.float32], relu2: bool, layout: int) -> 
         yield name, "F16", weights.shape, weights.astype("<f2").tobytes()
     else:
         yield name, "F32", weights.shape, weights.astype("<f4").tobytes()
+
+
+def _scan(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the planes of the two-stage head, for a head that is large enough to want them."""
+    heads = {name: (shape, data) for name, _, shape, data in tensors if name in _HEADS}
+    shape, data = heads.get("lm_head.weight") or heads.get("model.embed_tokens.weight") or ((), b"")
+    if len(shape) != 2 or not pays(*shape):
+        return []
+    return make_scan(np.frombuffer(data, "<f2").reshape(shape)).tensors()
 
 
 def _shard_of(name: str) -> int:
@@ -113,6 +123,7 @@ def convert_masters(source: Path, target: Path, *, layout: int | None = None) ->
         shards.setdefault(_shard_of(name), []).extend(
             _pack(name, _as_float32(dtype, shape, data), relu2, layout)
         )
+    shards.get(0, []).extend(_scan(shards.get(0, [])))
     target.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     for shard, tensors in sorted(shards.items()):

@@ -263,8 +263,7 @@ class Source:
 
     def trits(self, name: str) -> Array:
         """(out, in) int8, its rows in the order that the GGUF architecture wants."""
-        layout = {} if self._layout == 1 else {"layout": self._layout}
-        trits = unpack(self.array(name), *self.shape(name), **layout)
+        trits = unpack(self.array(name), *self.shape(name), self._layout)
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         key = heads.get(name.split(".")[-2])
         return interleave_rope(trits, self.config[key]) if key and not self.sub_norms else trits

@@ -22,8 +22,7 @@ def write_model(path, shape=SHAPE):
     tensors = [(name, *rest) for name, rest in toy.tensors().items()]
     with (path / "model.safetensors").open("wb") as out:
         write_safetensors(out, [(n, d, s, bytes(data)) for n, d, s, data in tensors], {})
-    config = toy.config | {"quantization_config": {"quant_method": "edgeagent", "layout": 1}}
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(toy.config))
     return toy
 
 
@@ -44,9 +43,10 @@ def matrices(toy):
             yield name, gguf_peer.gguf_name(name), array.astype(np.float32) * np.float32(scale)
 
 
+@pytest.mark.parametrize("layout", [1, 2])
 @pytest.mark.parametrize("format_name", READABLE)
-def test_every_matrix_is_trits_times_scale_exactly(tmp_path, format_name):
-    toy = write_model(tmp_path / "model")
+def test_every_matrix_is_trits_times_scale_exactly(tmp_path, format_name, layout):
+    toy = write_model(tmp_path / "model", Shape(**{**vars(SHAPE), "layout": layout}))
     gguf_peer.write_gguf(tmp_path / "model", tmp_path / "out.gguf", format_name)
     got = read_back(tmp_path / "out.gguf")
     want = list(matrices(toy))

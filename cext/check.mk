@@ -48,11 +48,16 @@ kernel-check-arm:
 	$(call need,$(ARM_CC):gcc-aarch64-linux-gnu $(ARM_QEMU):qemu-user)
 	$(MAKE) --no-print-directory $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm scalar neon
-	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon
+	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon neon_dotprod
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kernel_check-arm scalar neon neon_dotprod neon_i8mm
+	@# what a core lacks is refused, not run without it
+	! $(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm neon_dotprod
+	! $(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm neon_i8mm
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kv_check-arm scalar neon
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kv_check-arm scalar neon neon_dotprod neon_i8mm
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/math_check-arm
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/forward_check-arm
-	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/forward_check-arm
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/forward_check-arm
 
 $(CHECK_DIR)/%: tests/%.c $(CHECK_SOURCES) $(CHECK_HEADERS)
 	@mkdir -p $(@D)

@@ -17,6 +17,8 @@ static const tern_kernels *const variants[] = {
     &tern_avx512vnni,
     &tern_avx2,
 #elif defined(__aarch64__)
+    &tern_neon_i8mm,
+    &tern_neon_dotprod,
     &tern_neon,
 #endif
     &tern_scalar,

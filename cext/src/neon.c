@@ -4,9 +4,8 @@
  * Output-major: 8 codes against 8 activations, summed across lanes at the end of a row.
  * Input-major: 8 outputs against one activation; a lane is an output.  One unit of 128 outputs is
  * 16 registers of int16, half of the register file. */
-#include "variants.h"
+#include "neon.h"
 #if defined(__aarch64__)
-#include <arm_neon.h>
 
 /* SMLAL adds one product of a code of at most 2 and an activation of at most TERN_X_MAX. */
 enum {
@@ -34,7 +33,7 @@ static inline int8x16_t codes_i8x16(uint8x16_t packed, int s)
 static inline int16x8_t add_products(int16x8_t acc, int8x16_t code, int8x16_t x)
 {
     acc = vmlal_s8(acc, vget_low_s8(code), vget_low_s8(x));
-    return vmlal_s8(acc, vget_high_s8(code), vget_high_s8(x));
+    return vmlal_high_s8(acc, code, x);
 }
 
 static inline int16x8_t add_block(int16x8_t acc, const uint8_t *block, const int8_t *x)
@@ -80,14 +79,14 @@ typedef struct unit_i16 {
 static inline void add_channel(unit_i16 *acc, const uint8_t *half, int8_t x)
 {
     const uint8x16_t first = vld1q_u8(half), second = vld1q_u8(half + 16);
-    const int8x8_t x_i8x8 = vdup_n_s8(x);
+    const int8x16_t x_i8x16 = vdupq_n_s8(x);
     for (int s = 0; s < 4; s++) {
         const int8x16_t a = codes_i8x16(first, s), b = codes_i8x16(second, s);
         int16x8_t *lane = acc->lane + 4 * s;
-        lane[0] = vmlal_s8(lane[0], vget_low_s8(a), x_i8x8);
-        lane[1] = vmlal_s8(lane[1], vget_high_s8(a), x_i8x8);
-        lane[2] = vmlal_s8(lane[2], vget_low_s8(b), x_i8x8);
-        lane[3] = vmlal_s8(lane[3], vget_high_s8(b), x_i8x8);
+        lane[0] = vmlal_s8(lane[0], vget_low_s8(a), vget_low_s8(x_i8x16));
+        lane[1] = vmlal_high_s8(lane[1], a, x_i8x16);
+        lane[2] = vmlal_s8(lane[2], vget_low_s8(b), vget_low_s8(x_i8x16));
+        lane[3] = vmlal_high_s8(lane[3], b, x_i8x16);
     }
 }
 
@@ -159,7 +158,7 @@ static inline void store_lanes(const float32x4_t acc[4], float lane[DOT_LANES])
     for (int j = 0; j < 4; j++) vst1q_f32(lane + 4 * j, acc[j]);
 }
 
-static void dot_f16_neon(const uint16_t *rows, size_t n_rows, size_t n, const float *x, float *y)
+void dot_f16_neon(const uint16_t *rows, size_t n_rows, size_t n, const float *x, float *y)
 {
     const size_t whole = n - n % DOT_LANES;
     for (size_t r = 0; r < n_rows; r++, rows += n) {
@@ -175,7 +174,7 @@ static void dot_f16_neon(const uint16_t *rows, size_t n_rows, size_t n, const fl
     }
 }
 
-static void dot_f32_neon(const float *rows, size_t n_rows, size_t n, const float *x, float *y)
+void dot_f32_neon(const float *rows, size_t n_rows, size_t n, const float *x, float *y)
 {
     const size_t whole = n - n % DOT_LANES;
     for (size_t r = 0; r < n_rows; r++, rows += n) {
@@ -192,7 +191,7 @@ static void dot_f32_neon(const float *rows, size_t n_rows, size_t n, const float
 }
 
 /* Columns in strips of 32, so that the sums stay in registers over all rows. */
-static void mix_f32_neon(const float *rows, size_t n_rows, size_t n, const float *w, float *y)
+void mix_f32_neon(const float *rows, size_t n_rows, size_t n, const float *w, float *y)
 {
     size_t i = 0;
     for (; i + 32 <= n; i += 32) {
@@ -215,10 +214,14 @@ static void mix_f32_neon(const float *rows, size_t n_rows, size_t n, const float
 const tern_kernels tern_neon = {
     .name = "neon",
     .needs = TERN_CPU_NEON,
-    .gemv_rows = { gemv_rows_neon, gemv_rows_base3_scalar },
+    .gemv_rows = { gemv_rows_neon, gemv_rows_base3_neon },
     .gemv_cols = gemv_cols_neon,
-    .gemv_tiles = gemv_tiles_scalar,
-    .gemv_channels = gemv_channels_scalar,
+    .gemv_tiles = gemv_tiles_neon,
+    .gemv_channels = gemv_channels_neon,
+    .gemm_rows = { gemm_rows_2bit_neon, gemm_rows_base3_neon },
+    .gemm_cols = gemm_cols_neon,
+    .gemm_tiles = gemm_tiles_neon,
+    .gemm_channels = gemm_channels_neon,
     .dot_f16 = dot_f16_neon,
     .dot_f32 = dot_f32_neon,
     .mix_f32 = mix_f32_neon,

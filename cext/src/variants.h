@@ -10,6 +10,8 @@ extern const tern_kernels tern_scalar;
 extern const tern_kernels tern_avx2;
 extern const tern_kernels tern_avx512vnni;
 extern const tern_kernels tern_neon;
+extern const tern_kernels tern_neon_dotprod;
+extern const tern_kernels tern_neon_i8mm;
 
 extern const tern_kv_ops tern_kv_scalar;
 extern const tern_kv_ops tern_kv_avx2;

@@ -199,10 +199,12 @@ def _block(head: NDArray[np.float16], levels: Bytes) -> tuple[Bytes, Bytes, Byte
     left = rows - coded
     refine_scale, refine = _refine(left)
     rest = left - (2.0 * refine - 3) * refine_scale.astype(np.float64)[:, None]
-    norm = np.maximum(np.linalg.norm(rows.astype(np.float64), axis=1),
-                      np.linalg.norm(coded, axis=1))
-    bounds = [_round_up(n) for n in (norm, np.linalg.norm(left, axis=1),
-                                     np.linalg.norm(rest, axis=1))]
+    norm = np.maximum(
+        np.linalg.norm(rows.astype(np.float64), axis=1), np.linalg.norm(coded, axis=1)
+    )
+    bounds = [
+        _round_up(n) for n in (norm, np.linalg.norm(left, axis=1), np.linalg.norm(rest, axis=1))
+    ]
     return codes, scales, _pack_refine(refine), np.stack([row_scale, refine_scale, *bounds])
 
 

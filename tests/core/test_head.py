@@ -16,8 +16,17 @@ DRAWS = 400
 
 
 def shape_of(hidden, vocab):
-    return Shape(hidden=hidden, heads=2, kv_heads=1, head_dim=64, ffn=128, layers=1, vocab=vocab,
-                 tied=False, output_major=())
+    return Shape(
+        hidden=hidden,
+        heads=2,
+        kv_heads=1,
+        head_dim=64,
+        ffn=128,
+        layers=1,
+        vocab=vocab,
+        tied=False,
+        output_major=(),
+    )
 
 
 def with_head(toy, head, scan=None):
@@ -136,8 +145,11 @@ def test_the_gaussian_head_is_not_read_in_full():
     assert n["rows_rescored"] - 5 <= n["rows_refined"] < 3001 // 2
 
 
-@pytest.mark.parametrize("setting", [{"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5},
-                                     {"temperature": 1.0, "top_k": 5000}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0, "top_k": 5000}],
+    ids=str,
+)
 def test_what_needs_every_logit_is_a_full_scan(setting):
     toy = make_toy(shape_of(128, 1000))
     fast, full = sessions(toy, gaussian(np.random.default_rng(1), 1000, np.zeros(128)))

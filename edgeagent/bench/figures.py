@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -64,3 +64,15 @@ def roofline(bytes_per_token: float, bandwidth_gb_s: float) -> float:
 def share_of(value: float | None, whole: float | None) -> float | None:
     """Return value / whole, or None when either is not known."""
     return None if value is None or not whole else value / whole
+
+
+#: Bytes of an input of a head row: float16, four bits and a scale for 32, two bits; and the five
+#: float32 numbers of a row (docs/formats.md, section 4).
+FULL_BYTES, SCAN_BYTES, REFINE_BYTES, ROW_BYTES = 2.0, 0.5 + 1 / 32, 0.25, 20
+
+
+def head_bytes(vocab: int, hidden: int, counters: Mapping[str, int]) -> float:
+    """Return the bytes of the LM head that were read, from a session's head counters."""
+    full = (counters["full_scans"] * vocab + counters["rows_rescored"]) * FULL_BYTES * hidden
+    scanned = counters["rows_scanned"] * (SCAN_BYTES * hidden + ROW_BYTES)
+    return full + scanned + counters["rows_refined"] * REFINE_BYTES * hidden

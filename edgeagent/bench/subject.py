@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent import _core
-from edgeagent.bench.figures import fraction, ternary_bytes
+from edgeagent.bench.figures import fraction, head_bytes, ternary_bytes
 from edgeagent.bench.shapes import token_ids
 from edgeagent.errors import ConfigError, ModelError
 from edgeagent.model.files import open_model
 
 #: Greedy tokens that must agree between every pair of settings.
 EXACT_TOKENS = 8
-F16_BYTES = 2
 
 
 class Subject:
@@ -46,7 +45,6 @@ class Subject:
         self.layout = files.config["quantization_config"]["layout"]
         self.context = min(context, self.core.context)
         self._kv = kv_arguments(kv_bits)
-        self._head_bytes = self.core.vocab_size * self.core.hidden_size * F16_BYTES
 
     def session(self, threads: int, zero_skip: bool) -> _core.Session:
         """Make a new conversation."""
@@ -116,12 +114,15 @@ def traffic(
     """Return what the engine's counters say of a decode that has just ended."""
     layers = session.counters()
     ternary = ternary_bytes(layers, tokens)
+    head = head_bytes(subject.core.vocab_size, subject.core.hidden_size, session.head_counters())
+    head /= tokens
     past = prompt_tokens + (tokens + 1) / 2  # the mean over the run
     kv = session.kv_bytes / session.context * past
     return {
-        "bytes_per_token": round(ternary + subject._head_bytes + kv),
+        "bytes_per_token": round(ternary + head + kv),
         "ternary_bytes_per_token": round(ternary),
-        "head_bytes_per_token": subject._head_bytes,
+        "head_bytes_per_token": round(head),
+        "head": session.head_counters(),
         "kv_bytes_per_token": round(kv),
         "skipped_fraction": round(fraction(layers, "weight_bytes_skipped", "weight_bytes"), 4),
         "multiplications_skipped_fraction": round(

@@ -11,7 +11,7 @@ CHECK_DIR     := build/check
 CHECK_SOURCES := $(sort $(wildcard cext/src/*.c))
 CHECK_HEADERS := $(wildcard cext/src/*.h cext/include/*.h)
 CHECK_NAMES   := kernel_check kv_check math_check forward_check
-CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fvisibility=hidden -pthread -Icext/include \
+CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno -fvisibility=hidden -pthread -Icext/include \
                  -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
 CHECK_ASAN    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 # What must run here, so that a green check cannot mean "not tested".

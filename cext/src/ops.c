@@ -8,7 +8,7 @@
 /* One copy of a loop for every width of vector, chosen when the module is loaded.  The loops are
  * elementwise and nothing is contracted, so all copies give the same bits. */
 #if defined(__x86_64__)
-#define WIDE __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define WIDE
 #endif

@@ -40,34 +40,53 @@ ISA ALWAYS __mmask16 mask_of(size_t n_outputs, size_t v)
     return left >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
 }
 
-ISA ALWAYS void multiply_vectors(const piece *p, size_t vectors, const int8_t *const x[TOKENS],
-                                 int32_t *const y[TOKENS])
-{
-    __m512i acc[TOKENS][VECTORS_MAX];
-#pragma GCC unroll 4
-    for (size_t t = 0; t < TOKENS; t++)
-#pragma GCC unroll 5
-        for (size_t v = 0; v < vectors; v++)
-            acc[t][v] = p->is_first ? _mm512_setzero_si512()
-                                    : _mm512_maskz_loadu_epi32(mask_of(p->n_outputs, v), y[t] + 16 * v);
-    const uint8_t *codes = p->codes;
-    for (size_t q = 0; q < p->n_quads; q++, codes += p->quad_bytes) {
-        __m512i w[VECTORS_MAX];
-#pragma GCC unroll 5
-        for (size_t v = 0; v < vectors; v++) w[v] = _mm512_load_si512(codes + 64 * v);
-#pragma GCC unroll 4
-        for (size_t t = 0; t < TOKENS; t++) {
-            const __m512i x_i8x64 = broadcast_x(x[t] + p->channel + QUAD * q);
-#pragma GCC unroll 5
-            for (size_t v = 0; v < vectors; v++)
-                acc[t][v] = _mm512_dpbusd_epi32(acc[t][v], w[v], x_i8x64);
-        }
+/* Sums in variables of their own, not in an array: GCC 12 copies arrays of registers in every turn of
+ * the loop.  T(t) is one token of the four, V(v, t) one vector of 16 outputs. */
+#define EACH_TOKEN(T) T(0) T(1) T(2) T(3)
+#define LOAD(v, t)                                                                                 \
+    __m512i acc##t##v = p->is_first ? _mm512_setzero_si512()                                       \
+                                    : _mm512_maskz_loadu_epi32(mask_of(n, v), y[t] + 16 * v);
+#define CODES(v) const __m512i w##v = _mm512_load_si512(codes + 64 * v);
+#define SUM(v, t) acc##t##v = dot_i32x16(acc##t##v, w##v, x_i8x64);
+#define STORE(v, t) _mm512_mask_storeu_epi32(y[t] + 16 * v, mask_of(n, v), acc##t##v);
+
+#define TOKEN_LOAD_4(t) LOAD(0, t) LOAD(1, t) LOAD(2, t) LOAD(3, t)
+#define TOKEN_LOAD_5(t) TOKEN_LOAD_4(t) LOAD(4, t)
+#define TOKEN_SUM_4(t)                                                                             \
+    {                                                                                              \
+        const __m512i x_i8x64 = broadcast_x(x[t] + at);                                            \
+        SUM(0, t) SUM(1, t) SUM(2, t) SUM(3, t)                                                    \
     }
-#pragma GCC unroll 4
-    for (size_t t = 0; t < TOKENS; t++)
-#pragma GCC unroll 5
-        for (size_t v = 0; v < vectors; v++)
-            _mm512_mask_storeu_epi32(y[t] + 16 * v, mask_of(p->n_outputs, v), acc[t][v]);
+#define TOKEN_SUM_5(t)                                                                             \
+    {                                                                                              \
+        const __m512i x_i8x64 = broadcast_x(x[t] + at);                                            \
+        SUM(0, t) SUM(1, t) SUM(2, t) SUM(3, t) SUM(4, t)                                          \
+    }
+#define TOKEN_STORE_4(t) STORE(0, t) STORE(1, t) STORE(2, t) STORE(3, t)
+#define TOKEN_STORE_5(t) TOKEN_STORE_4(t) STORE(4, t)
+
+ISA static void multiply_4(const piece *p, const int8_t *const x[TOKENS], int32_t *const y[TOKENS])
+{
+    const size_t n = p->n_outputs, end = p->channel + QUAD * p->n_quads;
+    const uint8_t *codes = p->codes;
+    EACH_TOKEN(TOKEN_LOAD_4)
+    for (size_t at = p->channel; at < end; at += QUAD, codes += p->quad_bytes) {
+        CODES(0) CODES(1) CODES(2) CODES(3)
+        EACH_TOKEN(TOKEN_SUM_4)
+    }
+    EACH_TOKEN(TOKEN_STORE_4)
+}
+
+ISA static void multiply_5(const piece *p, const int8_t *const x[TOKENS], int32_t *const y[TOKENS])
+{
+    const size_t n = p->n_outputs, end = p->channel + QUAD * p->n_quads;
+    const uint8_t *codes = p->codes;
+    EACH_TOKEN(TOKEN_LOAD_5)
+    for (size_t at = p->channel; at < end; at += QUAD, codes += p->quad_bytes) {
+        CODES(0) CODES(1) CODES(2) CODES(3) CODES(4)
+        EACH_TOKEN(TOKEN_SUM_5)
+    }
+    EACH_TOKEN(TOKEN_STORE_5)
 }
 
 /* All tokens; y is the first output of the piece in row 0. */
@@ -83,7 +102,10 @@ ISA ALWAYS void multiply_piece(const piece *p, size_t vectors, const tern_act *c
             x[j] = a[is_token ? t + j : t]->x;
             rows[j] = is_token ? y + (t + j) * stride : unused;
         }
-        multiply_vectors(p, vectors, x, rows);
+        if (vectors == FIELDS_BASE3)
+            multiply_5(p, x, rows);
+        else
+            multiply_4(p, x, rows);
     }
 }
 

@@ -102,21 +102,35 @@ ISA static inline quad_lines load_quad(const step *s)
                       load_u8x64(s->line[3]));
 }
 
-/* acc[f][h]: field f of positions h; [3] sums unmasked bytes. */
-#define DOT(f, bytes) acc[f][h] = _mm512_dpbusd_epi32(acc[f][h], bytes, x_i8x64)
-
-ISA static inline __attribute__((always_inline)) void add_lines(__m512i acc[FIELDS_2BIT][4], step s)
-{
-    const __m512i x_i8x64 = s.x_i8x64;
-    const quad_lines q = load_quad(&s);
-#pragma GCC unroll 4
-    for (int h = 0; h < 4; h++) {
-        DOT(0, _mm512_and_si512(q.u[h], CODE_MASK(0)));
-        DOT(1, _mm512_and_si512(q.u[h], CODE_MASK(1)));
-        DOT(2, _mm512_and_si512(q.u[h], CODE_MASK(2)));
-        DOT(3, q.u[h]);
+/* acc<f><h>: field f of positions h; field 3 sums unmasked bytes.  Variables, not an array: GCC 12
+ * copies arrays of registers in every turn of a loop. */
+#define LINE_SUM(f, h, bytes) acc##f##h = dot_i32x16(acc##f##h, bytes, x_i8x64);
+#define ADD_POSITIONS(h, bytes)                                                                    \
+    {                                                                                              \
+        const __m512i v = bytes;                                                                   \
+        LINE_SUM(0, h, _mm512_and_si512(v, CODE_MASK(0)))                                          \
+        LINE_SUM(1, h, _mm512_and_si512(v, CODE_MASK(1)))                                          \
+        LINE_SUM(2, h, _mm512_and_si512(v, CODE_MASK(2)))                                          \
+        LINE_SUM(3, h, v)                                                                          \
     }
-}
+#define ADD_LINES(step_expression)                                                                 \
+    {                                                                                              \
+        const step here = step_expression;                                                         \
+        const __m512i x_i8x64 = here.x_i8x64;                                                      \
+        const quad_lines q = load_quad(&here);                                                     \
+        ADD_POSITIONS(0, q.u[0])                                                                   \
+        ADD_POSITIONS(1, q.u[1])                                                                   \
+        ADD_POSITIONS(2, q.u[2])                                                                   \
+        ADD_POSITIONS(3, q.u[3])                                                                   \
+    }
+#define NO_SUMS(h) acc0##h = zero, acc1##h = zero, acc2##h = zero, acc3##h = zero
+#define STORE_POSITIONS(h)                                                                         \
+    {                                                                                              \
+        __m512i s[FIELDS_2BIT] = { acc0##h, acc1##h, acc2##h, acc3##h };                           \
+        split_2bit(s);                                                                             \
+        for (size_t f = 0; f < FIELDS_2BIT; f++)                                                   \
+            _mm512_storeu_si512(sums + 16 * (FIELDS_2BIT * h + f), s[f]);                          \
+    }
 
 void ISA order_lines(const int32_t *sums, int32_t sum, int32_t *y, size_t from, size_t to)
 {
@@ -138,22 +152,19 @@ ISA static void panel_of_lines(const uint8_t *lines, const tern_act *a, int32_t 
                                size_t to)
 {
     const size_t n = a->live ? a->n_live : a->n;
+    const __m512i zero = _mm512_setzero_si512();
     int32_t sums[TERN_PANEL];
-    __m512i acc[FIELDS_2BIT][4];
-    memset(acc, 0, sizeof acc);
+    __m512i NO_SUMS(0), NO_SUMS(1), NO_SUMS(2), NO_SUMS(3);
     size_t i = 0;
     for (; i + QUAD <= n; i += QUAD) {
         prefetch_ahead(lines, a, i);
-        add_lines(acc, step_inner(lines, a, i));
+        ADD_LINES(step_inner(lines, a, i))
     }
-    if (i < n) add_lines(acc, a->live ? step_live(lines, a, i) : step_all(lines, a, i));
-#pragma GCC unroll 4
-    for (size_t h = 0; h < 4; h++) {
-        __m512i s[FIELDS_2BIT] = { acc[0][h], acc[1][h], acc[2][h], acc[3][h] };
-        split_2bit(s);
-        for (size_t f = 0; f < FIELDS_2BIT; f++)
-            _mm512_storeu_si512(sums + 16 * (FIELDS_2BIT * h + f), s[f]);
-    }
+    if (i < n) ADD_LINES(a->live ? step_live(lines, a, i) : step_all(lines, a, i))
+    STORE_POSITIONS(0)
+    STORE_POSITIONS(1)
+    STORE_POSITIONS(2)
+    STORE_POSITIONS(3)
     order_lines(sums, a->sum, y, from, to);
 }
 
@@ -169,41 +180,42 @@ void ISA gemv_cols_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *
 
 /* ---- tiles, base 3 ---- */
 
-#define TILE_DOT(f, bytes) acc[f] = _mm512_dpbusd_epi32(acc[f], bytes, x_i8x64)
-
-ISA static inline __attribute__((always_inline)) void add_tile(__m512i acc[FIELDS_BASE3],
-                                                               const uint8_t *tile, const int8_t *x,
-                                                               base3_tables t)
-{
-    const __m512i x_i8x64 = broadcast_x(x), v = load_u8x64(tile);
-    const __m512i codes = low_codes_u8x64(t, mod81_u8x64(v));
-    TILE_DOT(0, _mm512_and_si512(codes, CODE_MASK(0)));
-    TILE_DOT(1, _mm512_and_si512(codes, CODE_MASK(1)));
-    TILE_DOT(2, _mm512_and_si512(codes, CODE_MASK(2)));
-    TILE_DOT(3, codes);
-    TILE_DOT(4, v);
-}
+/* Sums are variables, not arrays: GCC 12 copies arrays of registers in every turn of a loop. */
+#define SUM(acc, bytes) acc = dot_i32x16(acc, bytes, x_i8x64)
+#define ADD_TILE(acc, bytes, x)                                                                    \
+    {                                                                                              \
+        const __m512i x_i8x64 = broadcast_x(x), v = load_u8x64(bytes);                             \
+        const __m512i codes = low_codes_u8x64(t, mod81_u8x64(v));                                  \
+        SUM(acc##0, _mm512_and_si512(codes, CODE_MASK(0)));                                        \
+        SUM(acc##1, _mm512_and_si512(codes, CODE_MASK(1)));                                        \
+        SUM(acc##2, _mm512_and_si512(codes, CODE_MASK(2)));                                        \
+        SUM(acc##3, codes);                                                                        \
+        SUM(acc##4, v);                                                                            \
+    }
 
 /* Two sets of sums: VPDPBUSD has a latency of four cycles, and a tile takes seven. */
 ISA static void panel_of_tiles(const uint8_t *tile, const tern_act *a, int32_t *y, base3_tables t)
 {
     const size_t n_tiles = (a->n + QUAD - 1) / QUAD;
-    __m512i even[FIELDS_BASE3], odd[FIELDS_BASE3];
-    memset(even, 0, sizeof even);
-    memset(odd, 0, sizeof odd);
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i even0 = zero, even1 = zero, even2 = zero, even3 = zero, even4 = zero;
+    __m512i odd0 = zero, odd1 = zero, odd2 = zero, odd3 = zero, odd4 = zero;
+    const int8_t *x = a->x;
     size_t q = 0;
-    for (; q + 2 <= n_tiles; q += 2, tile += 2 * TERN_LINE_BYTES) {
+    for (; q + 2 <= n_tiles; q += 2, tile += 2 * TERN_LINE_BYTES, x += 2 * QUAD) {
         const char *ahead = (const char *)((uintptr_t)tile + AHEAD_BYTES);
         _mm_prefetch(ahead, _MM_HINT_T0);
         _mm_prefetch(ahead + TERN_LINE_BYTES, _MM_HINT_T0);
-        add_tile(even, tile, a->x + q * QUAD, t);
-        add_tile(odd, tile + TERN_LINE_BYTES, a->x + (q + 1) * QUAD, t);
+        ADD_TILE(even, tile, x)
+        ADD_TILE(odd, tile + TERN_LINE_BYTES, x + QUAD)
     }
-    if (q < n_tiles) add_tile(even, tile, a->x + q * QUAD, t);
-    for (size_t f = 0; f < FIELDS_BASE3; f++) even[f] = _mm512_add_epi32(even[f], odd[f]);
-    split_base3(even);
+    if (q < n_tiles) ADD_TILE(even, tile, x)
+    __m512i sums[FIELDS_BASE3] = { _mm512_add_epi32(even0, odd0), _mm512_add_epi32(even1, odd1),
+                                   _mm512_add_epi32(even2, odd2), _mm512_add_epi32(even3, odd3),
+                                   _mm512_add_epi32(even4, odd4) };
+    split_base3(sums);
     for (size_t f = 0; f < FIELDS_BASE3; f++)
-        _mm512_storeu_si512(y + 16 * f, _mm512_sub_epi32(even[f], _mm512_set1_epi32(a->sum)));
+        _mm512_storeu_si512(y + 16 * f, _mm512_sub_epi32(sums[f], _mm512_set1_epi32(a->sum)));
 }
 
 void ISA gemv_tiles_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
@@ -248,6 +260,8 @@ ISA static void gather(channel_group *g, const uint8_t *plane, const tern_act *a
 
 /* Two of the four position groups of a quad: lines are read again for the other two, because the
  * sums of a block leave few registers. */
+#define TILE_DOT(f, bytes) acc[f] = dot_i32x16(acc[f], bytes, x_i8x64)
+
 ISA static inline __attribute__((always_inline)) void add_half(__m512i acc[FIELDS_BASE3],
                                                                __m512i v, __m512i x_i8x64,
                                                                base3_tables t)
@@ -358,7 +372,7 @@ ISA static inline __m128i hsum4_i32x4(const __m512i s[4])
 /* The codes of one row against x, 16 partial sums. */
 typedef __m512i row_dot_fn(const uint8_t *row, const int8_t *x, size_t n_bytes, base3_tables t);
 
-#define FIELD_DOT(f, bytes, x) acc[f] = _mm512_dpbusd_epi32(acc[f], bytes, load_u8x64(x))
+#define FIELD_DOT(f, bytes, x) acc##f = dot_i32x16(acc##f, bytes, load_u8x64(x))
 
 /* Two blocks of 32 bytes at a time: byte j of the pair belongs to channel 128 (j / 32) + j % 32 of
  * field 0, so x comes from two places. */
@@ -382,7 +396,7 @@ ISA static inline __m512i row_dot_2bit(const uint8_t *row, const int8_t *x, size
         for (int f = 0; f < FIELDS_2BIT; f++) {
             const __m512i x_i8x64 =
                 here == 64 ? x_pair(x + 32 * f) : _mm512_maskz_loadu_epi8(mask, x + 32 * f);
-            acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_and_si512(codes, CODE_MASK(f)), x_i8x64);
+            acc[f] = dot_i32x16(acc[f], _mm512_and_si512(codes, CODE_MASK(f)), x_i8x64);
         }
         n_bytes -= here;
     }
@@ -395,7 +409,7 @@ ISA static inline __m512i row_dot_2bit(const uint8_t *row, const int8_t *x, size
 ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, size_t n_bytes,
                                         base3_tables t)
 {
-    __m512i acc[FIELDS_BASE3] = { 0 };
+    __m512i acc0 = _mm512_setzero_si512(), acc1 = acc0, acc2 = acc0, acc3 = acc0, acc4 = acc0;
     for (size_t b = 0; b < n_bytes; b += TERN_BLOCK3_BYTES, x += TERN_BLOCK3) {
         const __m512i v = load_u8x64(row + b), r = mod81_u8x64(v);
         const __m512i codes = low_codes_u8x64(t, r);
@@ -405,9 +419,9 @@ ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, siz
         FIELD_DOT(3, _mm512_and_si512(codes, CODE_MASK(3)), x + 192);
         FIELD_DOT(4, _mm512_sub_epi8(v, r), x + 256);
     }
-    const __m512i s01 = _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
-    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6));
-    const __m512i s4 = divide_81(acc[4]);
+    const __m512i s01 = _mm512_add_epi32(acc0, _mm512_srai_epi32(acc1, 2));
+    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc2, 4), _mm512_srai_epi32(acc3, 6));
+    const __m512i s4 = divide_81(acc4);
     return _mm512_add_epi32(_mm512_add_epi32(s01, s23), s4);
 }
 

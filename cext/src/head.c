@@ -284,7 +284,7 @@ static size_t survivors(const head_job *job, size_t begin, size_t end, uint32_t 
     for (size_t r = begin; r < end; r++) {
         const float bound = scan->rest[r] * job->by_rest + scan->norm[r] * job->by_norm;
         rows[n] = (uint32_t)r;
-        n += !(estimate[r] + bound < job->floor);
+        n += (size_t) !(estimate[r] + bound < job->floor);
     }
     return n;
 }

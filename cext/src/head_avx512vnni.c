@@ -85,7 +85,9 @@ ISA void head_refine_avx512vnni(const uint8_t *plane, const int8_t *high, size_t
 {
     for (size_t i = 0; i < n; i++) {
         const size_t next = i + REFINE_ROWS_AHEAD < n ? i + REFINE_ROWS_AHEAD : n - 1;
-        for (size_t b = 0; b < n_blocks; b++) prefetch_line(plane, rows[next] * n_blocks + b);
+        const uint8_t *ahead = plane + rows[next] * n_blocks * TERN_LINE_BYTES;
+        for (size_t b = 0; b < n_blocks; b++) /* into the second level: it takes more at once */
+            _mm_prefetch((const char *)ahead + b * TERN_LINE_BYTES, _MM_HINT_T1);
         y[i] = refine_row(plane + rows[i] * n_blocks * TERN_LINE_BYTES, high, n_blocks);
     }
 }

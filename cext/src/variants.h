@@ -30,7 +30,7 @@ extern tern_refine_fn head_refine_scalar, head_refine_avx2, head_refine_avx512vn
 
 enum {
     SCAN_LINES = TERN_SCAN_GROUP / TERN_SCAN_LINE_INPUTS, /* of a group */
-    REFINE_ROWS_AHEAD = 4, /* prefetched before they are needed: some 100 ns of memory latency */
+    REFINE_ROWS_AHEAD = 24, /* prefetched before they are needed: some 16 KB at 2560 inputs */
     DOT_LANES = 16,     /* partial sums of a float dot product */
     CHUNK = 128,        /* input channels between two widenings of an input-major unit */
     PREFETCH_LINES = 48 /* ahead of the stream of lines; 24 to 192 measure alike, 8 and 384 worse */

@@ -99,9 +99,10 @@ ISA static inline void add_group(int32x4_t lane[FIELDS], const tables *t, uint8x
  * c1 + 3 c2; the division by 3 is exact, so a product with the inverse of 3 modulo 2^32 is it. */
 static inline void codes_of_sums(const int32x4_t lane[FIELDS], int32x4_t code[FIELDS])
 {
-    const int32_t inverse_of_3 = (int32_t)0xaaaaaaabu;
+    const uint32_t inverse_of_3 = 0xaaaaaaabu;
     const int32x4_t by_4 = vshrq_n_s32(vsubq_s32(lane[1], lane[2]), 2);
-    const int32x4_t by_3 = vmulq_n_s32(vsubq_s32(lane[0], lane[2]), inverse_of_3);
+    const uint32x4_t thrice = vreinterpretq_u32_s32(vsubq_s32(lane[0], lane[2]));
+    const int32x4_t by_3 = vreinterpretq_s32_u32(vmulq_n_u32(thrice, inverse_of_3));
     code[0] = lane[2];
     code[2] = vsubq_s32(by_4, by_3);
     code[1] = vsubq_s32(by_4, vshlq_n_s32(code[2], 2));

@@ -6,13 +6,9 @@
  * lane is an output, and nothing is ever summed across lanes. */
 #include "variants.h"
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <string.h>
-#define ISA TARGET("avx2,f16c")
+#include "avx2.h"
 
-/* VPMADDUBSW adds 2 products of a code of at most 2 and an activation of at most TERN_X_MAX. */
 enum {
-    PAIR_MAX = 2 * 2 * TERN_X_MAX,
     LANE_PER_BLOCK = 4 * PAIR_MAX, /* rows: 4 results a block */
     BLOCKS_PER_WIDEN = 16,
     PAIRS_PER_WIDEN = CHUNK / 2, /* cols: 1 result a pair of channels */
@@ -26,11 +22,6 @@ ISA static inline __m256i codes_u8x32(__m256i packed, int s)
     return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * s), _mm256_set1_epi8(3));
 }
 
-ISA static inline __m256i load_u8x32(const void *p)
-{
-    return _mm256_loadu_si256((const __m256i *)p);
-}
-
 /* ---- output-major ---- */
 
 ISA static inline __m256i block_dot_i16x16(const uint8_t *block, const int8_t *x)
@@ -41,13 +32,6 @@ ISA static inline __m256i block_dot_i16x16(const uint8_t *block, const int8_t *x
     const __m256i s2 = _mm256_maddubs_epi16(codes_u8x32(packed, 2), load_u8x32(x + 64));
     const __m256i s3 = _mm256_maddubs_epi16(codes_u8x32(packed, 3), load_u8x32(x + 96));
     return _mm256_add_epi16(_mm256_add_epi16(s0, s1), _mm256_add_epi16(s2, s3));
-}
-
-ISA static inline int32_t hsum_i32x8(__m256i v)
-{
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
 ISA static int32_t row_dot(const uint8_t *row, const int8_t *x, size_t blocks)
@@ -99,12 +83,6 @@ ISA static inline void add_pair(unit_i16 *acc, const uint8_t *half_a, const uint
     ADD(2);
     ADD(3);
 #undef ADD
-}
-
-ISA static inline void add_i16x8(int32_t *y, __m128i v)
-{
-    const __m256i sum = _mm256_add_epi32(load_u8x32(y), _mm256_cvtepi16_epi32(v));
-    _mm256_storeu_si256((__m256i *)y, sum);
 }
 
 ISA static inline void widen(const unit_i16 *acc, int32_t *y)
@@ -317,10 +295,10 @@ ISA static void mix_f32_avx2(const float *rows, size_t n_rows, size_t n, const f
 const tern_kernels tern_avx2 = {
     .name = "avx2",
     .needs = TERN_CPU_AVX2 | TERN_CPU_F16C,
-    .gemv_rows = { gemv_rows_avx2, gemv_rows_base3_scalar },
+    .gemv_rows = { gemv_rows_avx2, gemv_rows_base3_avx2 },
     .gemv_cols = gemv_cols_avx2,
-    .gemv_tiles = gemv_tiles_scalar,
-    .gemv_channels = gemv_channels_scalar,
+    .gemv_tiles = gemv_tiles_avx2,
+    .gemv_channels = gemv_channels_avx2,
     .dot_f16 = dot_f16_avx2,
     .dot_f32 = dot_f32_avx2,
     .mix_f32 = mix_f32_avx2,

@@ -312,6 +312,10 @@ def _choice(config, key, allowed):
     return value
 
 
+# docs/formats.md, sections 3 and 3b.
+_PACKINGS = {1: TERN_2BIT, 2: TERN_BASE3, 3: TERN_BINARY, 4: TERN_INT8, 5: TERN_F16}
+
+
 cdef class _Tensors:
     """The tensors of a model directory, handed out once each, with their checks."""
 
@@ -322,7 +326,8 @@ cdef class _Tensors:
     cdef readonly Py_ssize_t ternary_bytes, other_bytes, scan_bytes, n_parameters
 
     def __cinit__(self, given, int layout):
-        packing_of(layout)
+        if layout not in _PACKINGS:
+            raise ValueError(f"layout: expected 1 to {len(_PACKINGS)}, got {layout}")
         self.given = given
         self.layout = layout
         self.used = set()
@@ -375,8 +380,14 @@ cdef class _Tensors:
             allowed = " or ".join(f"{shape} ({_ORIENTATIONS[o]})" for o, shape in shapes.items())
             raise ValueError(f"tensor {weight}: expected shape {allowed}, got {shape}")
         m.orientation = next((o for o, s in shapes.items() if s == shape), TERN_ROWS)
-        m.packing = packing_of(self.layout)
-        m.plane = <const uint8_t *>self.take(weight, "U8", shape or shapes[TERN_ROWS])
+        m.packing = _PACKINGS[self.layout]
+        dtype = "F16" if m.packing == TERN_F16 else "U8"
+        shape = shape or next(iter(shapes.values()))
+        m.plane = <const uint8_t *>self.take(weight, dtype, shape)
+        if m.packing == TERN_F16:  # counted with the weights that it is compared with
+            self.ternary_bytes += 2 * n_out * n_in
+            self.other_bytes -= 2 * n_out * n_in
+            self.n_parameters -= n_out * n_in
         m.n_out = n_out
         m.n_in = n_in
         m.scale = (<const float *>self.take(f"{prefix}.weight_scale", "F32", (1,)))[0]
@@ -391,9 +402,15 @@ cdef class _Tensors:
         if self.layout == 1:
             return {TERN_ROWS: (n_out, -(-n_in // TERN_BLOCK) * TERN_BLOCK_BYTES),
                     TERN_LINES: (-(-n_out // TERN_PANEL), n_in, TERN_LINE_BYTES)}
+        if self.layout == 5:
+            return {TERN_ROWS: (n_out, n_in)}
+        quads = -(-n_in // TERN_TILE_CHANNELS)
+        if self.layout in (3, 4):
+            outputs = TERN_BINARY_OUTPUTS if self.layout == 3 else TERN_INT8_OUTPUTS
+            return {TERN_TILES: (-(-n_out // outputs), quads, 16, TERN_TILE_CHANNELS)}
         shapes = {TERN_ROWS: (n_out, -(-n_in // TERN_BLOCK3) * TERN_BLOCK3_BYTES),
-                  TERN_TILES: (-(-n_out // TERN_TILE_OUTPUTS), -(-n_in // TERN_TILE_CHANNELS),
-                               16, TERN_TILE_CHANNELS)}
+                  TERN_TILES: (-(-n_out // TERN_TILE_OUTPUTS), quads, 16,
+                               TERN_TILE_CHANNELS)}
         if prefix.endswith(_SHARED_BY_INPUTS):
             shapes[TERN_CHANNELS] = (n_in, -(-n_out // TERN_BLOCK3), TERN_BLOCK3_BYTES)
         return shapes

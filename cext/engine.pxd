@@ -13,6 +13,9 @@ cdef extern from "ternary.h" nogil:
     ctypedef enum tern_packing:
         TERN_2BIT
         TERN_BASE3
+        TERN_BINARY
+        TERN_INT8
+        TERN_F16
 
     enum:
         TERN_PACKINGS
@@ -23,6 +26,8 @@ cdef extern from "ternary.h" nogil:
         TERN_BLOCK3_BYTES
         TERN_TILE_OUTPUTS
         TERN_TILE_CHANNELS
+        TERN_BINARY_OUTPUTS
+        TERN_INT8_OUTPUTS
         TERN_LINE_BYTES
         TERN_X_PAD
         TERN_UNIT

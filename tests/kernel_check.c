@@ -238,6 +238,33 @@ static void check_tiles(check *c, size_t panels, size_t n, size_t fill)
     release(plane), release(want), release(got);
 }
 
+/* Binary and int8 tiles: any byte is legal. */
+static void check_format(check *c, tern_packing p, size_t panels, size_t n, size_t fill)
+{
+    char what[160];
+    const bool is_binary = p == TERN_BINARY;
+    tern_gemv_tiles_fn *scalar = is_binary ? c->scalar->gemv_binary : c->scalar->gemv_int8;
+    tern_gemv_tiles_fn *variant = is_binary ? c->variant->gemv_binary : c->variant->gemv_int8;
+    if (!variant) return;
+    const size_t bytes = panels * ((n + 3) / 4) * TERN_LINE_BYTES;
+    const size_t y_bytes = panels * (is_binary ? TERN_BINARY_OUTPUTS : TERN_INT8_OUTPUTS) * 4;
+    fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
+    fenced_act a = make_act(n, fill, 0);
+    for (size_t i = 0; i < bytes; i++)
+        ((uint8_t *)plane.data)[i] = fill == 1 ? 255 : fill == 2 ? 0 : (uint8_t)random_u32();
+    for (size_t begin = 0; begin < panels; begin++) {
+        memset(want.data, 0x88, y_bytes);
+        memset(got.data, 0x88, y_bytes);
+        scalar(plane.data, &a.act, want.data, begin, panels);
+        variant(plane.data, &a.act, got.data, begin, panels);
+        snprintf(what, sizeof what, "gemv_%s %zu panels x %zu %s from %zu",
+                 is_binary ? "binary" : "int8", panels, n, fills[fill], begin);
+        compare(c, what, want.data, got.data, y_bytes);
+    }
+    release_act(a);
+    release(plane), release(want), release(got);
+}
+
 static void check_channels(check *c, size_t n_out, size_t n, size_t fill, int keep)
 {
     char what[160];
@@ -463,6 +490,10 @@ static void check_products(check *c, size_t n, size_t fill)
     for (size_t panels = 1; panels <= most; panels++)
         for (int keep = 0; keep < 4; keep++) check_cols(c, panels, n, fill, keep);
     for (size_t panels = 1; panels <= most + 1; panels++) check_tiles(c, panels, n, fill);
+    for (size_t panels = 1; panels <= most + 1; panels++) {
+        check_format(c, TERN_BINARY, panels, n, fill);
+        check_format(c, TERN_INT8, panels, n, fill);
+    }
     for (size_t blocks = 1; blocks <= most; blocks++)
         for (int keep = 0; keep < 4; keep++)
             check_channels(c, blocks * TERN_BLOCK3 - 7, n, fill, keep);

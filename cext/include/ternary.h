@@ -18,6 +18,12 @@
  *   tiles     (ceil(out / 80), ceil(in / 4), 64) base 3: field f of byte 4 j + c of tile (p, q) is
  *                                                output 80 p + 16 f + j, channel 4 q + c
  *
+ *         Formats to compare with (docs/formats.md, section 3b), tiles of 4 channels in 64 bytes too:
+ *
+ *   binary    bit f of byte 4 j + c is output 128 p + 16 f + j: 1 is +1, 0 is -1
+ *   int8      byte 4 j + c is output 16 p + j: weight + 128
+ *   f16       rows (out, in) of float16, for dot_f16
+ *
  * Lines and channels skip zero activations, rows skip outputs that nobody wants, tiles are one
  * sequential stream for matrices where there is nothing to skip.
  *
@@ -33,7 +39,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum tern_packing { TERN_2BIT, TERN_BASE3, TERN_PACKINGS } tern_packing;
+typedef enum tern_packing {
+    TERN_2BIT,
+    TERN_BASE3,
+    TERN_PACKINGS, /* of trits; the rest only exists to be compared with them */
+    TERN_BINARY = TERN_PACKINGS,
+    TERN_INT8,
+    TERN_F16,
+} tern_packing;
 
 enum {
     TERN_BLOCK = 128, /* 2 bit: trits; padding is code 1, trit 0 */
@@ -45,18 +58,22 @@ enum {
     TERN_BLOCK3_BYTES = 64,
     TERN_TILE_OUTPUTS = 80,
     TERN_TILE_CHANNELS = 4,
+    TERN_BINARY_OUTPUTS = 128, /* of one tile */
+    TERN_INT8_OUTPUTS = 16,
+    TERN_INT8_ZERO = 128,
     TERN_BYTE3_END = 243, /* 3^5: the first byte that is no five codes */
 
     TERN_LINE_BYTES = 64,
     TERN_X_PAD = 1280,    /* activations are padded to it: a whole number of blocks of both kinds */
     TERN_X_MAX = 127,     /* |x[k]| bound: -128 is not a legal activation */
-    TERN_IN_MAX = 1 << 16 /* inputs; a variant may sum byte * x of base 3, and 242 * 127 * 2^16 */
+    TERN_IN_MAX = 1 << 16 /* inputs; a variant may sum byte * x, and 255 * 127 * 2^16 fits */
 };
-_Static_assert(242LL * TERN_X_MAX * TERN_IN_MAX <= INT32_MAX, "int32 sum would overflow");
+_Static_assert(255LL * TERN_X_MAX * TERN_IN_MAX <= INT32_MAX, "int32 sum would overflow");
 
 /* Bytes of one row of a plane of rows. */
 static inline size_t tern_row_bytes(tern_packing packing, size_t n_in)
 {
+    if (packing == TERN_F16) return n_in * sizeof(uint16_t);
     return packing == TERN_BASE3
                ? (n_in + TERN_BLOCK3 - 1) / TERN_BLOCK3 * TERN_BLOCK3_BYTES
                : (n_in + TERN_BLOCK - 1) / TERN_BLOCK * TERN_BLOCK_BYTES;
@@ -95,7 +112,8 @@ typedef void tern_gemv_rows_fn(const uint8_t *plane, const tern_act *a, int32_t 
 typedef void tern_gemv_cols_fn(const uint8_t *plane, const tern_act *a, int32_t *y, size_t begin,
                                size_t end);
 
-/* GEMV over tiles (base 3).  For every panel p in [begin, end) and every o in [80 p, 80 p + 80):
+/* GEMV over tiles.  For every panel p in [begin, end) and every o in [80 p, 80 p + 80), where 80 is
+ * TERN_TILE_OUTPUTS of base 3, and TERN_BINARY_OUTPUTS or TERN_INT8_OUTPUTS of the other two:
  *
  *       y[o] = sum_k W[o, k] * x[k]       over all k
  *
@@ -198,6 +216,7 @@ typedef struct tern_kernels {
     tern_gemv_cols_fn *gemv_cols;
     tern_gemv_tiles_fn *gemv_tiles;
     tern_gemv_channels_fn *gemv_channels;
+    tern_gemv_tiles_fn *gemv_binary, *gemv_int8; /* NULL: as scalar does */
     tern_gemm_fn *gemm_rows[TERN_PACKINGS]; /* NULL: the GEMV once a token is as good; so below */
     tern_gemm_fn *gemm_cols, *gemm_tiles, *gemm_channels;
     tern_dot_f16_fn *dot_f16;

@@ -12,6 +12,7 @@ tern_gemv_rows_fn gemv_rows_2bit_avx512vnni, gemv_rows_base3_avx512vnni;
 tern_gemv_cols_fn gemv_cols_avx512vnni;
 tern_gemv_tiles_fn gemv_tiles_avx512vnni;
 tern_gemv_channels_fn gemv_channels_avx512vnni;
+tern_gemv_tiles_fn gemv_binary_avx512vnni, gemv_int8_avx512vnni; /* formats_avx512vnni.c */
 tern_gemm_fn gemm_rows_2bit_avx512vnni, gemm_rows_base3_avx512vnni;
 tern_gemm_fn gemm_cols_avx512vnni, gemm_tiles_avx512vnni, gemm_channels_avx512vnni;
 

@@ -42,11 +42,38 @@ static float *row(float *base, size_t t, size_t width)
     return base + t * width;
 }
 
-/* The input of one matrix, or of several of one orientation. */
+/* The input of one matrix, or of several of one orientation; float16 takes it as it is. */
 static void quantize_and_list(tern_state *s, const tern_matrix *w, const float *x, size_t t)
 {
+    if (w->packing == TERN_F16) {
+        s->in[t].act = (tern_act){ .n = w->n_in };
+        s->in[t].n_zero = 0;
+        return;
+    }
     quantize(x, w->n_in, &s->in[t]);
     if (pays_to_skip(s, w, t)) list_live(&s->in[t]);
+}
+
+/* y = product i of token t, in the units of the model. */
+static void take_product(const tern_state *s, const tern_matrix *w, size_t i, size_t t, float *y)
+{
+    if (w->packing == TERN_F16) {
+        const float *z = float_product(s, i, t);
+        for (size_t o = 0; o < w->n_out; o++) y[o] = z[o] * w->scale;
+        return;
+    }
+    dequantize(product(s, i, t), w->n_out, w->scale * s->in[t].inverse, y);
+}
+
+/* x += product 0 of token t. */
+static void add_product(const tern_state *s, const tern_matrix *w, size_t t, float *x)
+{
+    if (w->packing == TERN_F16) {
+        const float *z = float_product(s, 0, t);
+        for (size_t o = 0; o < w->n_out; o++) x[o] += z[o] * w->scale;
+        return;
+    }
+    add_dequantized(product(s, 0, t), w->n_out, w->scale * s->in[t].inverse, x);
 }
 
 static void enter_attention(tern_state *s, const tern_layer *w, size_t t)
@@ -64,16 +91,15 @@ static void rotate_and_store(tern_state *s, const tern_layer *w, size_t t)
     const tern_config *c = &s->model->config;
     const size_t position = s->n_past + t, half = c->head_dim / 2;
     const float *cosines = s->cosines + position * half, *sines = s->sines + position * half;
-    const float inverse = s->in[t].inverse;
     float *query = row(s->queries, t, c->n_heads * c->head_dim), *h = row(s->h, t, s->width);
 
-    dequantize(product(s, 0, t), w->q.n_out, w->q.scale * inverse, query);
+    take_product(s, &w->q, 0, t, query);
     rope(query, c->n_heads, c->head_dim, cosines, sines);
     kv_prepare_query(s, t, query);
-    dequantize(product(s, 1, t), w->k.n_out, w->k.scale * inverse, h);
+    take_product(s, &w->k, 1, t, h);
     rope(h, c->n_kv_heads, c->head_dim, cosines, sines);
     kv_store_key(s, position, h);
-    dequantize(product(s, 2, t), w->v.n_out, w->v.scale * inverse, h);
+    take_product(s, &w->v, 2, t, h);
     kv_store_value(s, position, h);
 }
 
@@ -90,7 +116,7 @@ static void enter_ffn(tern_state *s, const tern_layer *w, size_t t)
 {
     const tern_config *c = &s->model->config;
     float *x = row(s->x, t, c->hidden), *h = row(s->h, t, s->width);
-    add_dequantized(product(s, 0, t), c->hidden, w->o.scale * s->in[t].inverse, x);
+    add_product(s, &w->o, t, x);
     rms_norm(s->model->kernels, x, w->post_norm, c->hidden, c->eps, h);
     quantize_and_list(s, &w->gate, h, t);
 }
@@ -99,7 +125,7 @@ static void close_gates(tern_state *s, const tern_layer *w, size_t t)
 {
     const tern_config *c = &s->model->config;
     float *gate = row(s->gates, t, c->ffn);
-    dequantize(product(s, 0, t), c->ffn, w->gate.scale * s->in[t].inverse, gate);
+    take_product(s, &w->gate, 0, t, gate);
     activate(c->act, gate, c->ffn);
     s->n_open[t] = open_gates(gate, c->ffn, s->open[t]);
 }
@@ -109,7 +135,7 @@ static void enter_down(tern_state *s, const tern_layer *w, size_t t)
     const tern_config *c = &s->model->config;
     const float *gate = row(s->gates, t, c->ffn);
     float *h = row(s->h, t, s->width);
-    dequantize(product(s, 1, t), c->ffn, w->up.scale * s->in[t].inverse, h);
+    take_product(s, &w->up, 1, t, h);
     gated_product(gate, h, c->ffn, h);
     if (w->ffn_sub_norm) rms_norm(s->model->kernels, h, w->ffn_sub_norm, c->ffn, c->eps, h);
     quantize_and_list(s, &w->down, h, t);
@@ -119,7 +145,7 @@ static void leave_ffn(tern_state *s, const tern_layer *w, size_t t)
 {
     const size_t hidden = s->model->config.hidden;
     float *x = row(s->x, t, hidden);
-    add_dequantized(product(s, 0, t), hidden, w->down.scale * s->in[t].inverse, x);
+    add_product(s, &w->down, t, x);
 }
 
 static void count_gates(tern_state *s)

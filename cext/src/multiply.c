@@ -17,6 +17,7 @@ enum { CACHED_BYTES_MAX = 12 << 20 };
 
 static tern_gemm_fn *gemm_of(const tern_kernels *k, const tern_matrix *w)
 {
+    if (w->packing >= TERN_PACKINGS) return NULL;
     switch (w->orientation) {
     case TERN_ROWS: return k->gemm_rows[w->packing];
     case TERN_LINES: return k->gemm_cols;
@@ -46,17 +47,27 @@ bool pays_to_skip(const tern_state *s, const tern_matrix *w, size_t t)
 
 bool pays_to_close(const tern_state *s, const tern_layer *w)
 {
-    return s->zero_skip && w->up.orientation == TERN_ROWS && !block_gemm(s, &w->up);
+    return s->zero_skip && w->up.orientation == TERN_ROWS && w->up.packing < TERN_PACKINGS &&
+           !block_gemm(s, &w->up);
 }
 
 /* ---- items: the grain of work of an orientation ---- */
+
+static size_t tile_outputs(tern_packing packing)
+{
+    switch (packing) {
+    case TERN_BINARY: return TERN_BINARY_OUTPUTS;
+    case TERN_INT8: return TERN_INT8_OUTPUTS;
+    default: return TERN_TILE_OUTPUTS;
+    }
+}
 
 static size_t grain_of(const tern_matrix *w)
 {
     switch (w->orientation) {
     case TERN_LINES: return TERN_UNIT;
     case TERN_CHANNELS: return TERN_BLOCK3;
-    case TERN_TILES: return TERN_TILE_OUTPUTS;
+    case TERN_TILES: return tile_outputs(w->packing);
     default: return 1;
     }
 }
@@ -82,13 +93,31 @@ static span items_between(const tern_matrix *w, size_t at, size_t begin, size_t 
     return (span){ from < n ? from : n, to < n ? to : n };
 }
 
+static tern_gemv_tiles_fn *gemv_tiles_of(const tern_kernels *k, tern_packing packing)
+{
+    switch (packing) {
+    case TERN_BINARY: return k->gemv_binary ? k->gemv_binary : gemv_binary_scalar;
+    case TERN_INT8: return k->gemv_int8 ? k->gemv_int8 : gemv_int8_scalar;
+    default: return k->gemv_tiles;
+    }
+}
+
+/* Products in float32 of the input as it was before it was quantised. */
+static void dot_items(const tern_state *s, const tern_matrix *w, const float *x, float *y, span rows)
+{
+    const uint16_t *plane = (const uint16_t *)(const void *)w->plane;
+    if (rows.begin < rows.end)
+        s->model->kernels->dot_f16(plane + rows.begin * w->n_in, rows.end - rows.begin, w->n_in, x,
+                                   y + rows.begin);
+}
+
 static void gemv_items(const tern_kernels *k, const tern_matrix *w, const tern_act *a, int32_t *y,
                        size_t begin, size_t end)
 {
     switch (w->orientation) {
     case TERN_ROWS: k->gemv_rows[w->packing](w->plane, a, y, NULL, begin, end); break;
     case TERN_LINES: k->gemv_cols(w->plane, a, y, begin, end); break;
-    case TERN_TILES: k->gemv_tiles(w->plane, a, y, begin, end); break;
+    case TERN_TILES: gemv_tiles_of(k, w->packing)(w->plane, a, y, begin, end); break;
     case TERN_CHANNELS: break; /* shared by their inputs: run_channels */
     }
 }
@@ -106,6 +135,11 @@ static void multiply_items(const product_job *job, size_t i, span items)
         if (items.begin < items.end)
             gemm(w->plane, acts, s->n_tokens, product(s, job->first + i, 0), s->z_stride, w->n_out,
                  items.begin, items.end);
+        return;
+    }
+    if (w->packing == TERN_F16) {
+        for (size_t t = 0; t < s->n_tokens; t++)
+            dot_items(s, w, s->h + t * s->width, float_product(s, job->first + i, t), items);
         return;
     }
     const size_t piece = s->n_tokens == 1 ? w->n_out : PIECE_OUTPUTS / grain_of(w);

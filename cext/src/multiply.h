@@ -28,6 +28,12 @@ static inline int32_t *product(const tern_state *s, size_t i, size_t t)
     return s->z[i] + t * s->z_stride;
 }
 
+/* The same as float32, for planes of float16. */
+static inline float *float_product(const tern_state *s, size_t i, size_t t)
+{
+    return (float *)(void *)product(s, i, t);
+}
+
 /* Compute all products of a job for all tokens of the block, and count them. */
 void multiply(tern_state *s, product_job *job);
 

@@ -22,6 +22,7 @@ extern const tern_kv_ops tern_kv_neon;
 tern_gemv_rows_fn gemv_rows_base3_scalar;
 tern_gemv_tiles_fn gemv_tiles_scalar;
 tern_gemv_channels_fn gemv_channels_scalar;
+tern_gemv_tiles_fn gemv_binary_scalar, gemv_int8_scalar; /* formats_scalar.c */
 
 /* head_<variant>.c */
 extern tern_scan_fn head_scan_scalar, head_scan_avx2, head_scan_avx512vnni, head_scan_neon;

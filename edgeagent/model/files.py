@@ -20,6 +20,7 @@ TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 QUANT_METHOD = "edgeagent"
 LAYOUTS = (1, 2)  # 2 bit and base 3, docs/formats.md section 3
+COMPARISON_LAYOUTS = (3, 4, 5)  # binary, int8 and float16, section 3b: what the bench writes
 #: config.json and the index of a 60-layer model are below 100 KiB.
 MAX_JSON_BYTES = 4 << 20
 
@@ -119,7 +120,7 @@ def _check_layout(config: Mapping[str, Any]) -> None:
             f"{CONFIG_NAME}: no quantization_config: not a packed model, run `edgeagent convert`"
         )
     method, layout = quantization.get("quant_method"), quantization.get("layout")
-    if method != QUANT_METHOD or layout not in LAYOUTS:
+    if method != QUANT_METHOD or layout not in (*LAYOUTS, *COMPARISON_LAYOUTS):
         raise ModelError(
             f"{CONFIG_NAME}: expected quant_method {QUANT_METHOD!r} layout 1 or 2, "
             f"got {method!r} layout {layout!r}: run `edgeagent convert`"

@@ -85,12 +85,22 @@ def _kernels(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _formats(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from edgeagent.bench.formats import measure
+    from edgeagent.bench.comparison import ensure_comparison
+    from edgeagent.bench.formats import FORMATS, TERNARY, measure
     from edgeagent.bench.report import formats_text
+    from edgeagent.bench.shapes import SHAPES
 
     report = _report(args)
     path = _model(args, report)
-    result = measure(lambda _: path, _plan(args), report)
+
+    def make(weights: str) -> Path:
+        if weights == TERNARY:
+            return path
+        return ensure_comparison(path, SHAPES[args.shape], weights, report)
+
+    # A model of one's own exists as trits only.
+    formats = [form for form in FORMATS if args.model is None or form.weights == TERNARY]
+    result = measure(make, _plan(args), report, formats)
     result["shape"] = None if args.model else args.shape
     return result, formats_text(result)
 

@@ -36,15 +36,26 @@ ISA static inline float tree(__m512 lanes)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* Rows are read side by side, which no prefetcher follows as one stream: ask for the group of rows
+ * after this one, line by line and into the second-level cache, while this one is computed. */
+ISA static inline void prefetch_group(const uint8_t *rows, size_t group_bytes, size_t at, size_t step)
+{
+    for (size_t b = 0; b < step; b += TERN_LINE_BYTES)
+        _mm_prefetch((const char *)((uintptr_t)rows + group_bytes + at + b), _MM_HINT_T1);
+}
+
 ISA static inline __attribute__((always_inline)) void dot_rows(const uint8_t *rows, size_t row_bytes,
-                                                               size_t count, load_fn *load,
-                                                               const float *x, size_t n, float *y)
+                                                               size_t element, size_t count,
+                                                               load_fn *load, const float *x,
+                                                               size_t n, float *y)
 {
     __m512 acc[DOT_ROWS];
     size_t i = 0;
     for (size_t j = 0; j < count; j++) acc[j] = _mm512_setzero_ps();
     for (; i + DOT_LANES <= n; i += DOT_LANES) {
         const __m512 x_f32x16 = _mm512_loadu_ps(x + i);
+        if (count == DOT_ROWS)
+            prefetch_group(rows, count * row_bytes, i * count * element, DOT_LANES * count * element);
         for (size_t j = 0; j < count; j++)
             acc[j] = mul_add(acc[j], load(rows + j * row_bytes, i, 0xffff), x_f32x16);
     }
@@ -67,8 +78,9 @@ ISA static inline __attribute__((always_inline)) void dot_all(const void *rows, 
     const uint8_t *at = rows;
     size_t r = 0;
     for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
-        dot_rows(at + r * row_bytes, row_bytes, DOT_ROWS, load, x, n, y + r);
-    for (; r < n_rows; r++) dot_rows(at + r * row_bytes, row_bytes, 1, load, x, n, y + r);
+        dot_rows(at + r * row_bytes, row_bytes, element, DOT_ROWS, load, x, n, y + r);
+    for (; r < n_rows; r++)
+        dot_rows(at + r * row_bytes, row_bytes, element, 1, load, x, n, y + r);
 }
 
 ISA static void dot_f16_avx512vnni(const uint16_t *rows, size_t n_rows, size_t n, const float *x,

@@ -34,11 +34,16 @@ class Format:
     zero_skip: bool
 
 
+#: What `make_model` is asked for when the trits themselves are wanted.
+TERNARY = "ternary"
 #: log2(3) bits are in a trit, whatever the packing spends on it.
 TRIT_BITS = 1.585
 FORMATS = (
-    Format("ternary dense", "ternary", TRIT_BITS, zero_skip=False),
-    Format("ternary zero-skip", "ternary", TRIT_BITS, zero_skip=True),
+    Format("f16", "f16", 16, zero_skip=False),
+    Format("int8", "int8", 8, zero_skip=False),
+    Format("binary", "binary", 1, zero_skip=False),
+    Format("ternary dense", TERNARY, TRIT_BITS, zero_skip=False),
+    Format("ternary zero-skip", TERNARY, TRIT_BITS, zero_skip=True),
 )
 
 

@@ -80,7 +80,7 @@ def write_tokenizer(shape: Shape, path: Path) -> None:
     write_json(path / TOKENIZER_CONFIG_NAME, {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1]})
 
 
-def _fresh(path: Path) -> Path:
+def fresh(path: Path) -> Path:
     """Return an empty directory beside `path`, to be renamed to it."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +88,7 @@ def _fresh(path: Path) -> Path:
     return partial
 
 
-def _settle(partial: Path, path: Path) -> Path:
+def settle(partial: Path, path: Path) -> Path:
     """Rename a finished directory; another process may have been faster, with the same bytes."""
     try:
         partial.rename(path)
@@ -101,11 +101,11 @@ def _weights(wanted: Wanted, cache: Path, report: Report) -> Path:
     path = cache / wanted.key(weights_only=True)
     if path.exists():
         return path
-    partial = _fresh(path)
+    partial = fresh(path)
     weight_map = write_weights(wanted.shape, partial, report)
     write_tokenizer(wanted.shape, partial)
     write_json(partial / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
-    return _settle(partial, path)
+    return settle(partial, path)
 
 
 def _tune(wanted: Wanted, weights: Path, config: dict[str, Any], report: Report) -> Calibration:
@@ -119,7 +119,8 @@ def _tune(wanted: Wanted, weights: Path, config: dict[str, Any], report: Report)
     return calibrate(wanted.shape, measure, wanted.zero_act, wanted.closed_gates, report)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
@@ -135,10 +136,10 @@ def ensure_model(wanted: Wanted, cache: Path, report: Report) -> Path:
     config = wanted.shape.config()
     config["quantization_config"] = {"quant_method": QUANT_METHOD, "layout": wanted.shape.layout}
     tuned = _tune(wanted, weights, config, report)
-    partial = _fresh(path)
+    partial = fresh(path)
     for file in weights.iterdir():
         if file.name != INDEX_NAME:
-            _link(file, partial / file.name)
+            link(file, partial / file.name)
     norm_shard = shard_name(wanted.shape, wanted.shape.layers + 1)
     names = write_shard(partial / norm_shard, wanted.shape.layout, norm_tensors(tuned.norms))
     weight_map = read_json(weights / INDEX_NAME)["weight_map"] | dict.fromkeys(names, norm_shard)
@@ -150,4 +151,4 @@ def ensure_model(wanted: Wanted, cache: Path, report: Report) -> Path:
     name = f"bench-{wanted.shape.name}"
     release = make_release(name, str(RECIPE), 1, hash_files(partial), Health())
     (partial / RELEASE_FILE).write_bytes(release.text)
-    return _settle(partial, path)
+    return settle(partial, path)

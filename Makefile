@@ -24,6 +24,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.bench
+	$(BIN)/python bench/run.py
+
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -42,6 +45,10 @@ $(VENV)/.demo: $(BIN)/python $(SOURCES)
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
 
 include cext/check.mk
 include bench/peers.mk

@@ -9,7 +9,16 @@ from setuptools import Extension, setup
 
 # No -march: every variant names its instruction set on its own functions, and the best one is
 # chosen at start.  No contraction to FMA: all machines must round alike.
-CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden", "-pthread", "-Wextra"]
+CFLAGS = [
+    "-std=c11",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wextra",
+]
 
 core = Extension(
     "edgeagent._core",

@@ -96,7 +96,7 @@ def fit_levels(head: NDArray[np.float16]) -> Bytes:
 def _best_scale(
     magnitudes: Floats, largest: Floats, half: Floats
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the scale of each group that leaves the least, and the nearest of the levels `half`."""
+    """Return the scale of each group that leaves the least, and the nearest levels of `half`."""
     best = np.full(largest.shape, np.inf, np.float32)
     scale = largest.copy()
     nearest = np.zeros(magnitudes.shape, np.int64)
@@ -173,7 +173,8 @@ def _round_up(norms: NDArray[np.float64]) -> Floats:
 def _pack_codes(codes: Bytes) -> Bytes:
     """Pack codes (16 p, groups, 32) into lines (p, 4 * groups, 64)."""
     lines = codes.reshape(-1, PANEL_ROWS, codes.shape[1] * 4, 2, 4).transpose(0, 2, 3, 1, 4)
-    return (lines[:, :, 0] | lines[:, :, 1] << 4).reshape(lines.shape[0], lines.shape[1], -1)
+    packed = (lines[:, :, 0] | lines[:, :, 1] << 4).astype(np.uint8)
+    return packed.reshape(lines.shape[0], lines.shape[1], -1)
 
 
 def _pack_refine(codes: Bytes) -> Bytes:
@@ -182,7 +183,7 @@ def _pack_refine(codes: Bytes) -> Bytes:
     quarters = padded.reshape(codes.shape[0], -1, 4, 64)
     packed = quarters[:, :, 0] | quarters[:, :, 1] << 2
     packed |= quarters[:, :, 2] << 4 | quarters[:, :, 3] << 6
-    return packed.reshape(codes.shape[0], -1)
+    return packed.astype(np.uint8).reshape(codes.shape[0], -1)
 
 
 def _block(head: NDArray[np.float16], levels: Bytes) -> tuple[Bytes, Bytes, Bytes, Floats]:

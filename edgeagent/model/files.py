@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from edgeagent.errors import ModelError
 from edgeagent.model.safetensors import SafetensorsFile
 from ota.errors import ReleaseFormatError
-from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, Release, parse_release
+from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, FileEntry, Release, parse_release
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -21,6 +23,9 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 QUANT_METHOD = "edgeagent"
 LAYOUTS = (1, 2)  # 2 bit and base 3, docs/formats.md section 3
 COMPARISON_LAYOUTS = (3, 4, 5)  # binary, int8 and float16, section 3b: what the bench writes
+#: SHA-256 releases the interpreter; a large model starts as fast as its largest file is hashed.
+MAX_HASH_THREADS = 4
+HASH_ALONE = 64 << 20  # bytes of a model below which threads cost more than they save
 #: config.json and the index of a 60-layer model are below 100 KiB.
 MAX_JSON_BYTES = 4 << 20
 
@@ -66,6 +71,23 @@ def read_release(path: Path) -> Release:
         raise ModelError(f"{path}: {err}") from err
 
 
+def _verify_file(path: Path, name: str, entry: FileEntry) -> None:
+    try:
+        with (path / name).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise ModelError(f"{path}: {name}: cannot be read: {err.strerror}") from err
+    if size != entry.n_bytes:
+        raise ModelError(f"{path}: {name}: expected {entry.n_bytes} bytes, got {size}")
+    if sha256 != entry.sha256:
+        raise ModelError(
+            f"{path}: {name}: expected sha256 {entry.sha256[:16]}…, got {sha256[:16]}…: "
+            "the file is damaged, install the model again"
+        )
+
+
 def verify(path: Path) -> Release:
     """Check size and SHA-256 of every file that the release of `path` names.
 
@@ -73,21 +95,11 @@ def verify(path: Path) -> Release:
         ModelError: a file is missing, cut short, longer, or has other bytes.
     """
     release = read_release(path)
-    for name, entry in release.files.items():
-        try:
-            with (path / name).open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(0)
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as err:
-            raise ModelError(f"{path}: {name}: cannot be read: {err.strerror}") from err
-        if size != entry.n_bytes:
-            raise ModelError(f"{path}: {name}: expected {entry.n_bytes} bytes, got {size}")
-        if sha256 != entry.sha256:
-            raise ModelError(
-                f"{path}: {name}: expected sha256 {entry.sha256[:16]}…, got {sha256[:16]}…: "
-                "the file is damaged, install the model again"
-            )
+    threads = min(os.cpu_count() or 1, MAX_HASH_THREADS) if release.n_bytes > HASH_ALONE else 1
+    largest_first = sorted(release.files.items(), key=lambda item: -item[1].n_bytes)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda item: _verify_file(path, *item), largest_first):
+            pass
     return release
 
 

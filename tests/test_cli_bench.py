@@ -68,8 +68,13 @@ def test_formats_stand_side_by_side(capsys, cache):
     options = ["--formats", "--shape", "tiny", "--cache", str(cache)]
     result = json.loads(run(capsys, *options, "--json", *FAST))
     rows = {row["format"]: row for row in result["formats"]}
-    assert rows["ternary dense"]["skipped_fraction"] == 0
-    assert rows["ternary zero-skip"]["skipped_fraction"] > 0
+    assert all(
+        row["skipped_fraction"] == 0 for name, row in rows.items() if "zero-skip" not in name
+    )
+    weights = {name: row["ternary_bytes_per_token"] for name, row in rows.items()}
+    assert weights["f16"] == 2 * weights["int8"]
+    assert weights["int8"] == 8 * weights["binary"]  # every matrix of `tiny` is whole tiles
+    assert weights["binary"] < weights["ternary dense, base 3"] < weights["int8"]
     assert all(row["j_per_token"] is not None or row["reason"] for row in rows.values())
     assert "ternary zero-skip" in run(capsys, *options, *FAST)
 

@@ -1,4 +1,6 @@
-"""The weights of a synthetic model once more, as one bit, eight bits and float16.
+"""The weights of a synthetic model once more, in other formats.
+
+One bit, eight bits and float16, and the trits packed for an engine that skips nothing.
 
 Speed does not depend on their values, so they are made from the trits: binary gives every zero a
 sign, int8 and float16 spread a trit over its neighbourhood.  Embedding, head and norms are the
@@ -27,7 +29,7 @@ from edgeagent.bench.synthetic import (
     shard_name,
     write_shard,
 )
-from edgeagent.convert.pack import Trits
+from edgeagent.convert.pack import Trits, pack_input_major, pack_tiles3
 from edgeagent.convert.seal import hash_files
 from edgeagent.model.files import CONFIG_NAME, QUANT_METHOD, read_json
 from ota.release import RELEASE_FILE, Health, make_release
@@ -75,6 +77,14 @@ def _f16_plane(trits: Trits, rng: np.random.Generator) -> NDArray[np.float16]:
     return _int8(trits, rng).astype(np.float16)
 
 
+def _trit_lines(trits: Trits, _: np.random.Generator) -> NDArray[np.uint8]:
+    return pack_input_major(trits)
+
+
+def _trit_tiles(trits: Trits, _: np.random.Generator) -> NDArray[np.uint8]:
+    return pack_tiles3(trits)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One of the formats: its layout in config.json, and the integer that a trit of 1 becomes."""
@@ -86,6 +96,8 @@ class Comparison:
 
 
 COMPARISONS = {
+    "lines": Comparison(1, "U8", 1, _trit_lines),
+    "tiles": Comparison(2, "U8", 1, _trit_tiles),
     "binary": Comparison(3, "U8", 1, _binary_plane),
     "int8": Comparison(4, "U8", INT8_STEP, _int8_plane),
     "f16": Comparison(5, "F16", INT8_STEP, _f16_plane),
@@ -95,7 +107,7 @@ COMPARISONS = {
 def _layer_tensors(shape: Shape, layer: int, form: Comparison) -> Iterator[Tensor]:
     for projection, (_, n_in) in shape.projections.items():
         name = f"model.layers.{layer}.{projection}.weight"
-        rng = rng_of(shape, f"{layer} {projection} layout {form.layout}")
+        rng = rng_of(shape, f"{layer} {projection} spread")
         plane = form.pack(random_trits(shape, layer, projection), rng)
         data = np.ascontiguousarray(plane).data.cast("B")
         scale = np.array([scale_of(projection, n_in) / np.float32(form.step)], "<f4")

@@ -1,8 +1,8 @@
 """One shape in several number formats in the same engine, side by side.
 
-A format is a row of `FORMATS`.  Two rows of the same weights may differ only in whether the engine
-may skip zeros.  Each has its size, the time of a token, the bytes that it moves and, where the
-board has a sensor, its joules.
+A format is a row of `FORMATS`.  Dense rows are packed for an engine that skips nothing; the last is
+packed, and computed, so that zeros and closed gates are skipped.  Each has its size, the time of a
+token, the bytes that it moves and, where the board has a sensor, its joules.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ FORMATS = (
     Format("f16", "f16", 16, zero_skip=False),
     Format("int8", "int8", 8, zero_skip=False),
     Format("binary", "binary", 1, zero_skip=False),
-    Format("ternary dense", TERNARY, TRIT_BITS, zero_skip=False),
+    Format("ternary dense, 2 bit", "lines", TRIT_BITS, zero_skip=False),
+    Format("ternary dense, base 3", "tiles", TRIT_BITS, zero_skip=False),
     Format("ternary zero-skip", TERNARY, TRIT_BITS, zero_skip=True),
 )
 
@@ -62,7 +63,8 @@ class Row:
         """Measure one decode; return its tokens."""
         plan = self._plan
         got = decode(self._session, self.subject.prompt(plan.past), plan.decode_tokens)
-        self.series.add(tok_s=got["tok_s"], ms=got["seconds"] / plan.decode_tokens * 1e3)
+        ms, head_ms = (got[key] / plan.decode_tokens * 1e3 for key in ("seconds", "head_seconds"))
+        self.series.add(tok_s=got["tok_s"], ms=ms, layers_ms=ms - head_ms)
         self.traffic = traffic(self.subject, self._session, plan.past, plan.decode_tokens)
         return plan.decode_tokens
 
@@ -78,6 +80,7 @@ class Row:
             "model_mb": round(self.subject.release.n_bytes / 1e6, 1),
             "weights_mb": round(self.subject.core.ternary_bytes / 1e6, 2),
             "ms_per_token": round(ms, 3),
+            "layers_ms": round(self.series.median("layers_ms") or 0.0, 3),
             "tok_s": round(tok_s, 2),
             "read_gb_s": round(n_bytes * tok_s / 1e9, 2),
             "roofline_tok_s": round(roofline(n_bytes, bandwidth_gb_s), 2),

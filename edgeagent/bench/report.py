@@ -121,6 +121,7 @@ def formats_text(result: dict[str, Any]) -> str:
             f["bits"],
             f["weights_mb"],
             f["ms_per_token"],
+            f["layers_ms"],
             f["tok_s"],
             f["roofline_tok_s"],
             f["read_gb_s"],
@@ -129,7 +130,7 @@ def formats_text(result: dict[str, Any]) -> str:
         ]
         for f in result["formats"]
     ]
-    header = ["format", "bits", "MB", "ms/token", "tokens/s", "roofline", "GB/s", "roofline"]
+    header = ["format", "bits", "MB", "ms/token", "layers", "tokens/s", "roofline", "GB/s"]
     head = f"{result['kernel']}, {result['threads']} threads, {result['cpu']} ({result['date']})"
     why = {f["reason"] for f in result["formats"] if f["reason"]}
-    return "\n\n".join([head, table([*header, "J/token"], rows), *sorted(why)])
+    return "\n\n".join([head, table([*header, "roofline", "J/token"], rows), *sorted(why)])

@@ -88,13 +88,21 @@ def decode(session: _core.Session, prompt: Sequence[int], tokens: int) -> dict[s
     token = sampler.sample(session)
     session.reset_counters()
     chosen = []
+    head_seconds = 0.0
     began_s = time.perf_counter()
     for _ in range(tokens):
         session.eval([token])
+        evaluated_s = time.perf_counter()
         token = sampler.sample(session)
+        head_seconds += time.perf_counter() - evaluated_s
         chosen.append(token)
     seconds = time.perf_counter() - began_s
-    return {"seconds": seconds, "tok_s": tokens / seconds, "tokens": chosen}
+    return {
+        "seconds": seconds,
+        "head_seconds": head_seconds,
+        "tok_s": tokens / seconds,
+        "tokens": chosen,
+    }
 
 
 def prefill(session: _core.Session, prompt: Sequence[int]) -> dict[str, Any]:

@@ -173,21 +173,23 @@ cdef class Kernels:
                 self.table.gemv_tiles(&plane[0, 0, 0, 0], &a.act, &y[0], 0, panels)
 
     def gemv_channels(self, const uint8_t[:, :, ::1] plane, const int8_t[::1] x, int32_t[::1] y,
-                      const uint32_t[::1] live=None, *, int repeat=1):
+                      const uint32_t[::1] live=None, *, int copies=1):
         """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of channels, all or the live ones."""
         cdef _Activations a = _Activations(x, live)
         cdef size_t blocks = plane.shape[1], end = a.act.n_live if live is not None else a.act.n
-        if <size_t>plane.shape[0] != a.act.n or plane.shape[2] != TERN_BLOCK3_BYTES or not blocks:
+        cdef size_t i, bytes_of_copy = a.act.n * blocks * TERN_BLOCK3_BYTES
+        if (copies < 1 or <size_t>plane.shape[0] != a.act.n * copies
+                or plane.shape[2] != TERN_BLOCK3_BYTES or not blocks):
             raise ValueError(
-                f"gemv_channels: expected plane ({a.act.n}, blocks, {TERN_BLOCK3_BYTES}), "
+                f"gemv_channels: expected plane ({a.act.n * copies}, blocks, {TERN_BLOCK3_BYTES}), "
                 f"got ({plane.shape[0]}, {plane.shape[1]}, {plane.shape[2]})"
             )
         if <size_t>y.shape[0] != blocks * TERN_BLOCK3:
             raise ValueError(f"y: expected {blocks * TERN_BLOCK3} outputs, got {y.shape[0]}")
         with nogil:
-            for _ in range(repeat):
-                self.table.gemv_channels(&plane[0, 0, 0], &a.act, blocks * TERN_BLOCK3, &y[0], 0,
-                                         end)
+            for i in range(<size_t>copies):
+                self.table.gemv_channels(&plane[0, 0, 0] + i * bytes_of_copy, &a.act,
+                                         blocks * TERN_BLOCK3, &y[0], 0, end)
 
     def dot_f16(self, const uint16_t[:, ::1] rows, const float[::1] x, float[::1] y, *,
                 int repeat=1):

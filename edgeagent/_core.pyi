@@ -82,16 +82,16 @@ class Kernels:
             repeat: how often to do it, for benchmarks.
         """
     def gemv_channels(
-        self, plane: Buffer, x: Buffer, y: Buffer, live: Buffer | None = None, *, repeat: int = 1
+        self, plane: Buffer, x: Buffer, y: Buffer, live: Buffer | None = None, *, copies: int = 1
     ) -> None:
         """Write ``y[o] = sum_k W[o, k] x[k]`` of a plane of channels (layout 2).
 
         Args:
-            plane: (in, blocks, 64) uint8.
+            plane: (copies * in, blocks, 64) uint8.
             x: (in,) int8, from -127 to 127.
             y: (blocks * 320,) int32.
             live: (n,) uint32, ascending: the only inputs to visit; None for all.
-            repeat: how often to do it, for benchmarks.
+            copies: planes that lie end to end and are all multiplied, for benchmarks.
         """
     def dot_f16(self, rows: Buffer, x: Buffer, y: Buffer, *, repeat: int = 1) -> None:
         """Write ``y[r] = rows[r] . x``: (n_rows, n) float16 bits, (n,) and (n_rows,) float32."""

@@ -130,30 +130,27 @@ def _panel_case(
     return stack.case(op, calls, pool)
 
 
-def _all_channels(
-    gemv: Any, planes: Sequence[memoryview], x: memoryview, y: memoryview, live: memoryview | None
-) -> None:
-    for plane in planes:
-        gemv(plane, x, y, live)
-
-
 def _channel_case(
     stack: Stack, gemv: Any, pool: ThreadPoolExecutor, threads: int, zeros: float | None
 ) -> Case:
     """Threads take whole copies."""
     n_in, blocks = stack.shape[1], stack.plane.shape[1]
-    planes = [stack.plane[i * n_in : (i + 1) * n_in].data for i in range(stack.copies)]
     x, live = (stack.x, None) if zeros is None else stack.with_zeros(zeros)
+    shares = [
+        range(stack.copies * t // threads, stack.copies * (t + 1) // threads)
+        for t in range(threads)
+    ]
     calls = [
         partial(
-            _all_channels,
             gemv,
-            planes[stack.copies * t // threads : stack.copies * (t + 1) // threads],
+            stack.plane[share.start * n_in : share.stop * n_in].data,
             x.data,
             np.empty(blocks * BLOCK3_TRITS, np.int32).data,
             None if live is None else live.data,
+            copies=len(share),
         )
-        for t in range(threads)
+        for share in shares
+        if share
     ]
     return stack.case("channels base3", calls, pool, zeros)
 

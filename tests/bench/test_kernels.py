@@ -21,7 +21,7 @@ def outputs(case):
     """What each call of a case wrote, once a copy where copies share their outputs."""
     calls = case.run.args[1]
     if case.op.startswith("channels"):
-        return [np.asarray(call.args[3]) for call in calls]
+        return [np.asarray(call.args[2]) for call in calls]
     return [np.concatenate([np.asarray(call.args[2]) for call in calls]).reshape(case.copies, -1)]
 
 

@@ -19,6 +19,8 @@ CHECK_VARIANTS ?= scalar $(if $(filter x86_64,$(shell uname -m)),avx2 $(if $(she
                   $(if $(filter aarch64,$(shell uname -m)),neon)
 ARM_CC        := aarch64-linux-gnu-gcc
 ARM_QEMU      := qemu-aarch64
+# `make kernel-check-arm ARM_HOW=` runs everything, in half an hour.
+ARM_HOW       ?= quick
 
 .PHONY: kernel-check kernel-check-asan kernel-check-old kernel-check-arm
 
@@ -32,32 +34,31 @@ kernel-check: $(CHECK_NAMES:%=$(CHECK_DIR)/%)
 	$(CHECK_DIR)/math_check
 	$(CHECK_DIR)/forward_check
 
-kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/kv_check-asan $(CHECK_DIR)/forward_check-asan
+kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/kv_check-asan $(CHECK_DIR)/forward_check-asan quick
 	$(CHECK_DIR)/kernel_check-asan $(CHECK_VARIANTS)
 	$(CHECK_DIR)/kv_check-asan $(CHECK_VARIANTS)
-	$(CHECK_DIR)/forward_check-asan
+	$(CHECK_DIR)/forward_check-asan quick
 
 kernel-check-old:
 	$(call need,qemu-x86_64:qemu-user)
 	$(MAKE) --no-print-directory $(CHECK_DIR)/kernel_check $(CHECK_DIR)/kv_check $(CHECK_DIR)/forward_check
-	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kernel_check scalar
-	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kv_check scalar
-	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/forward_check
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kernel_check quick scalar
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/kv_check quick scalar
+	qemu-x86_64 -cpu Nehalem $(CHECK_DIR)/forward_check quick
 
 kernel-check-arm:
 	$(call need,$(ARM_CC):gcc-aarch64-linux-gnu $(ARM_QEMU):qemu-user)
 	$(MAKE) --no-print-directory $(CHECK_NAMES:%=$(CHECK_DIR)/%-arm)
-	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm scalar neon
-	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm scalar neon neon_dotprod
-	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kernel_check-arm scalar neon neon_dotprod neon_i8mm
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm $(ARM_HOW) neon
+	$(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm $(ARM_HOW) neon_dotprod
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kernel_check-arm $(ARM_HOW) neon_i8mm
 	@# what a core lacks is refused, not run without it
 	! $(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kernel_check-arm neon_dotprod
 	! $(ARM_QEMU) -cpu cortex-a76 $(CHECK_DIR)/kernel_check-arm neon_i8mm
-	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/kv_check-arm scalar neon
-	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kv_check-arm scalar neon neon_dotprod neon_i8mm
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/kv_check-arm $(ARM_HOW) scalar neon neon_dotprod neon_i8mm
 	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/math_check-arm
-	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/forward_check-arm
-	$(ARM_QEMU) -cpu max $(CHECK_DIR)/forward_check-arm
+	$(ARM_QEMU) -cpu cortex-a72 $(CHECK_DIR)/forward_check-arm $(ARM_HOW)
+	$(ARM_QEMU) -cpu max $(CHECK_DIR)/forward_check-arm $(ARM_HOW)
 
 $(CHECK_DIR)/%: tests/%.c $(CHECK_SOURCES) $(CHECK_HEADERS)
 	@mkdir -p $(@D)

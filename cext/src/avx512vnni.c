@@ -106,7 +106,7 @@ ISA static void mix_f32_avx512vnni(const float *rows, size_t n_rows, size_t n, c
         for (size_t j = 0; j < STRIP; j++) {
             const size_t at = i + j * DOT_LANES, left = at < n ? n - at : 0;
             acc[j] = _mm512_setzero_ps();
-            mask[j] = left >= DOT_LANES ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
+            mask[j] = (__mmask16)(left >= DOT_LANES ? 0xffffu : (1u << left) - 1);
         }
         for (size_t r = 0; r < n_rows; r++) {
             const __m512 weight = _mm512_set1_ps(w[r]);

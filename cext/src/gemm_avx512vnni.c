@@ -37,7 +37,7 @@ typedef struct piece {
 ISA ALWAYS __mmask16 mask_of(size_t n_outputs, size_t v)
 {
     const size_t left = n_outputs > 16 * v ? n_outputs - 16 * v : 0;
-    return left >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
+    return (__mmask16)(left >= 16 ? 0xffffu : (1u << left) - 1);
 }
 
 /* Sums in variables of their own, not in an array: GCC 12 copies arrays of registers in every turn of

@@ -34,7 +34,7 @@ kernel-check: $(CHECK_NAMES:%=$(CHECK_DIR)/%)
 	$(CHECK_DIR)/math_check
 	$(CHECK_DIR)/forward_check
 
-kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/kv_check-asan $(CHECK_DIR)/forward_check-asan quick
+kernel-check-asan: $(CHECK_DIR)/kernel_check-asan $(CHECK_DIR)/kv_check-asan $(CHECK_DIR)/forward_check-asan
 	$(CHECK_DIR)/kernel_check-asan $(CHECK_VARIANTS)
 	$(CHECK_DIR)/kv_check-asan $(CHECK_VARIANTS)
 	$(CHECK_DIR)/forward_check-asan quick

@@ -69,7 +69,7 @@ def bars_of(
 def draw_bars(axes: Axes, title: str, bars: list[tuple[str, float, Any, str]]) -> None:
     for i, (_, value, limit, colour) in enumerate(bars):
         axes.barh(i, value, color=colour, height=0.7)
-        label = f"{value:.3g}"
+        label = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         if limit:
             axes.plot([limit, limit], [i - 0.42, i + 0.42], color=LIMIT, linewidth=2.5)
             label += f" ({value / limit:.0%})"

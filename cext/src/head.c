@@ -22,9 +22,10 @@
  *   bounds):                                                            5 u (norm N + ||b|| ||h||)
  *   comparing estimate + bound, the bound itself in float32: covered by SLACK below.
  *
- * k roundings give at most k u / (1 - k u) <= 1.01 k u: k < 2^17.  Underflow: unit, scale and norm
- * lie within 2^-60 .. 2^60 or are 0, so nothing but a product of dot_f16 can be subnormal, and those
- * lose at most n 2^-150 <= 2^-130 together, far below the one further u norm N that is added. */
+ * k roundings give at most k u / (1 - k u) <= 1.01 k u: k < 2^17.  Underflow: a row of float16 that is
+ * not 0 has a norm of at least 2^-24 and |x| of at least 2^-60, so u norm N is at least 2^-108, while
+ * what subnormal products of dot_f16 lose together is at most n 2^-150 <= 2^-130: covered by the one
+ * further u norm N that is added.  This is for planes as our converter makes them. */
 #include "head.h"
 #include "detmath.h"
 #include "fpenv.h"

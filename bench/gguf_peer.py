@@ -25,6 +25,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
+from edgeagent.convert.head import PREFIX as HEAD_PLANES
 from edgeagent.convert.pack import unpack
 from edgeagent.model.safetensors import SafetensorsFile
 
@@ -224,8 +225,9 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor but the scales, the head first."""
-        names = (name for name in self._files if not name.endswith("_scale"))
+        """Every tensor but the scales and the planes made from the head, which comes first."""
+        weights = (name for name in self._files if not name.startswith(HEAD_PLANES))
+        names = (name for name in weights if not name.endswith("_scale"))
         return sorted(names, key=lambda name: (name not in GLOBAL_NAMES, name))
 
     def array(self, name: str) -> Array:

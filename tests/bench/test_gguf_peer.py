@@ -8,6 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from bench import gguf_peer
+from edgeagent.convert.head import make_scan
 from edgeagent.model.safetensors import write_safetensors
 from tests.core.toy import Shape, make_toy
 
@@ -15,11 +16,13 @@ SHAPE = Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=2, head_dim=64, v
 READABLE = [name for name in gguf_peer.FORMATS if name != "iq2_bn"]  # gguf does not know that one
 
 
-def write_model(path, shape=SHAPE):
-    """Write the directory of a toy model and return the toy."""
+def write_model(path, shape=SHAPE, *, planes=False):
+    """Write the directory of a toy model, with planes of its head or without; return the toy."""
     toy = make_toy(shape)
     path.mkdir()
     tensors = [(name, *rest) for name, rest in toy.tensors().items()]
+    if planes:
+        tensors += make_scan(toy.weights["model.embed_tokens.weight"]).tensors()
     with (path / "model.safetensors").open("wb") as out:
         write_safetensors(out, [(n, d, s, bytes(data)) for n, d, s, data in tensors], {})
     (path / "config.json").write_text(json.dumps(toy.config))
@@ -78,6 +81,13 @@ def test_the_head_loses_at_most_a_step_of_its_group(tmp_path, format_name, group
     bound = np.repeat(group * of_groups + block * of_blocks, size, axis=-1)
     assert (np.abs(got - want) <= bound).all()
     assert (got == want).all() == (group == 0)
+
+
+def test_planes_of_the_two_stage_head_change_nothing(tmp_path):
+    for name, planes in (("plain", False), ("planes", True)):
+        write_model(tmp_path / name, planes=planes)
+        gguf_peer.write_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "tq2_0")
+    assert (tmp_path / "planes.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
 
 
 def test_an_untied_model_without_sub_norms_is_a_llama(tmp_path):

@@ -103,6 +103,7 @@ def _peer_figures(runs: Runs, peers: Sequence[Peer], starts: bool, threads: int)
             "rss_mb": series.median("rss_mb"),
             "package": peer.facts.get("package"),
             "model": peer.facts.get("model"),
+            "cpu": peer.facts.get("cpu"),
             "file_bytes": peer.facts.get("file_bytes"),
             "load_ms": peer.facts.get("load_ms"),
             "spread": series.summary(2),

@@ -9,7 +9,7 @@
 
 CHECK_DIR     := build/check
 CHECK_SOURCES := $(sort $(wildcard cext/src/*.c))
-CHECK_HEADERS := $(wildcard cext/src/*.h cext/include/*.h)
+CHECK_HEADERS := $(wildcard cext/src/*.h cext/include/*.h) tests/check.h
 CHECK_NAMES   := kernel_check kv_check math_check forward_check
 CHECK_CFLAGS  := -std=c11 -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno -fvisibility=hidden -pthread -Icext/include \
                  -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror

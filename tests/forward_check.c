@@ -4,6 +4,8 @@
  * KV format, thread count, zero-skip and split of the prompt.  All logits of a format must be
  * equal, and their hash must be the one below: it was made by scalar code on x86-64 and is the same
  * on AArch64.  A long prompt crosses the chunks of attention. */
+#define _GNU_SOURCE
+#include "check.h"
 #include "forward.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -48,16 +50,6 @@ static const shape shapes[] = {
       { 0xa76360c28171706au, 0x80651ebf3b7a8f0du, 0xe5c0891a6f9b945fu, 0x722cfe707e480120u },
       { 0 } },
 };
-
-static uint64_t seed;
-
-static uint32_t random_u32(void)
-{
-    uint64_t z = seed += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (uint32_t)(z >> 32);
-}
 
 static void *allocate(size_t bytes)
 {

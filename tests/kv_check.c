@@ -5,29 +5,17 @@
  *
  * Tiles end at an unreadable page.  Outputs are pre-filled with 0x88 and compared whole. */
 #define _GNU_SOURCE
+#include "check.h"
 #include "ternary.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define COUNT(array) (sizeof(array) / sizeof *(array))
 
 enum { QUERIES_MAX = 9, TILES_MAX = 3, DIM_MAX = 256, ROWS_MAX = TILES_MAX * TERN_KV_TILE };
 
-static uint64_t seed = 1;
 static long failed;
-
-static uint32_t random_u32(void)
-{
-    uint64_t z = seed += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (uint32_t)(z >> 32);
-}
 
 /* Uniform in [-1, 1). */
 static float random_unit(void)
@@ -38,30 +26,6 @@ static float random_unit(void)
 static void fail(const char *what, const char *detail)
 {
     if (failed++ < 20) printf("FAIL %s: %s\n", what, detail);
-}
-
-/* ---- memory that ends at a fence ---- */
-
-typedef struct fenced {
-    void *data, *map;
-    size_t map_bytes;
-} fenced;
-
-static fenced fence(size_t bytes)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (bytes + page - 1) / page * page;
-    uint8_t *map =
-        mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED || mprotect(map + body, page, PROT_NONE) != 0) {
-        perror("mmap");
-        exit(2);
-    }
-    return (fenced){ map + body - bytes, map, body + page };
-}
-
-static void release(fenced f)
-{
-    munmap(f.map, f.map_bytes);
 }
 
 /* ---- float16 ---- */

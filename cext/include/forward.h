@@ -44,7 +44,7 @@ typedef struct tern_layer {
     tern_matrix q, k, v, o, gate, up, down;
 } tern_layer;
 
-/* The head once more in few bits, for tern_head_candidates; docs/formats.md, section 4.
+/* The head once more in few bits, for tern_head_candidates; docs/formats.md, section 3a.
  * `codes` is NULL when the model has none. */
 typedef struct tern_head_scan {
     const uint8_t *codes;  /* (ceil(vocab / 16), 4 * groups, 64)   groups = ceil(hidden / 32) */

@@ -1,4 +1,4 @@
-"""The planes for the two-stage LM head (docs/formats.md, section 4), made from its float16 rows.
+"""The planes for the two-stage LM head (docs/formats.md, section 3a), made from its float16 rows.
 
 Nothing here is a matter of trust between two programs: the planes may be as bad as they like, and
 the engine still gives the exact result, only slower.  What must hold are the bounds of a row: its

@@ -337,6 +337,7 @@ def _engine_settings(settings: Config, command: Sequence[str] | None) -> EngineS
         zero_skip=engine.zero_skip,
         kv_bits=engine.kv_bits,
         kv_group_size=engine.kv_group_size,
+        cpus=engine.cpus,
         start_timeout_s=engine.start_timeout_s,
         hang_timeout_s=engine.hang_timeout_s,
     )

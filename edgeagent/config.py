@@ -23,6 +23,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from edgeagent.cpus import parse_cpus
 from edgeagent.errors import ConfigError, ProtocolError
 from edgeagent.paths import bundled_model
 from edgeagent.protocol.topics import NODE_PATTERN, PREFIX, REPLY_PREFIXES, check_topic_name
@@ -133,6 +134,8 @@ class Engine:
     kv_group_size: int = _opt(
         64, "numbers that share a scale when `kv_bits` is 8 or 4", choices=(32, 64, 128, 256)
     )
+    # A board with cores of two kinds is as slow as the slowest core that takes part.
+    cpus: str = _opt("", "CPUs of the engine's threads, as `0-3,6`; empty: all")
     # A 2 G-parameter model on a slow SD card reads 600 MB at 20 MB/s.
     start_timeout_s: float = _opt(60.0, "from start to ready", unit="s", low=1, high=3600)
     # Longer than any pause of a working engine: a block of prefill on the slowest board.
@@ -347,6 +350,10 @@ def _check_whole(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: mqtt.reply_prefixes: each must end with '/'")
     if (config.mqtt.tls_cert_file is None) != (config.mqtt.tls_key_file is None):
         raise ConfigError(f"{source}: mqtt.tls_cert_file and mqtt.tls_key_file go together")
+    try:
+        parse_cpus(config.engine.cpus)
+    except ConfigError as err:
+        raise ConfigError(f"{source}: engine.{err}") from err
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", config.update.repo):
         raise ConfigError(f"{source}: update.repo: expected 1 to 64 of A-Z a-z 0-9 . _ -")
 

@@ -21,8 +21,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from edgeagent.cpus import parse_cpus
 from edgeagent.errors import EX_OK, ConfigError, EdgeAgentError
 from edgeagent.model.generation import LoadedModel, Params
+from edgeagent.pace import check_duty, rest_s
 
 #: A query is at most 64 KiB of text; JSON escaping can grow that six-fold.
 MAX_LINE_BYTES = 1 << 20
@@ -46,6 +48,10 @@ class Link:
             self._sock.sendall(json.dumps(message, ensure_ascii=False).encode() + b"\n")
         except OSError as err:
             raise LinkClosed from err
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the next bytes; say whether some came in time."""
+        return bool(self._buffer) or bool(select.select([self._sock], [], [], timeout_s)[0])
 
     def receive(self, *, wait: bool) -> dict[str, Any] | None:
         """Return the next message; None when there is none and `wait` is false.
@@ -81,6 +87,7 @@ class Engine:
         self._query: str | None = None
         self._stop_reason: str | None = None
         self._leave = False
+        self._duty = 1.0
 
     def run(self) -> None:
         """Serve until the agent says quit or goes away."""
@@ -110,6 +117,8 @@ class Engine:
                 self._stop_reason = message.get("reason", "cancelled")
         elif op == "threads":
             self._model.session.threads = int(message["n"])
+        elif op == "pace":
+            self._duty = check_duty(float(message["duty"]))
         elif op == "quit":
             self._leave, self._stop_reason = True, "cancelled"
         else:
@@ -120,6 +129,15 @@ class Engine:
             self._control(message)
         return self._stop_reason
 
+    def _rest(self, busy_s: float) -> str | None:
+        """Rest as the pace demands, awake to the socket; return why to stop."""
+        end_s = time.monotonic() + rest_s(busy_s, self._duty)
+        reason = self._poll()
+        while reason is None and (left_s := end_s - time.monotonic()) > 0:
+            self._link.wait(left_s)
+            reason = self._poll()
+        return reason
+
     def _generate(self, message: dict[str, Any]) -> None:
         query = str(message.get("id"))
         self._query, self._stop_reason = query, None
@@ -127,11 +145,15 @@ class Engine:
             ids = self._model.encode(message.get("prompt"), message.get("messages"))
             steps = self._model.generate(ids, Params.from_mapping(message.get("params", {})))
             try:
+                started_s = time.monotonic()
                 text = next(steps)
                 while True:
+                    busy_s = time.monotonic() - started_s
                     if text:
                         self._link.send({"event": "token", "id": query, "text": text})
-                    text = steps.send(self._poll())
+                    reason = self._rest(busy_s)
+                    started_s = time.monotonic()
+                    text = steps.send(reason)
             except StopIteration as end:
                 self._link.send({"event": "done", "id": query, **end.value.as_messages()})
         except EdgeAgentError as err:
@@ -167,7 +189,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-zero-skip", dest="zero_skip", action="store_false")
     parser.add_argument("--kv-bits", type=int, default=16)
     parser.add_argument("--kv-group-size", type=int, default=64)
+    parser.add_argument("--cpus", default="")
     return parser.parse_args(argv)
+
+
+def _pin(cpus: str) -> None:
+    """Keep this process, and the threads it will make, on some CPUs."""
+    wanted = parse_cpus(cpus)
+    if not wanted:
+        return
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as err:
+        have = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise ConfigError(
+            f"engine.cpus: {cpus}: {err.strerror}; this process may use {have}"
+        ) from err
 
 
 def _load(args: argparse.Namespace) -> LoadedModel:
@@ -210,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _die_with_parent()
         try:
+            _pin(args.cpus)
             model = _load(args)
         except EdgeAgentError as err:
             link.send({"event": "failed", "error": {"code": err.code, "message": str(err)}})

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,12 @@ TIMEOUT_S = 60
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("m") / "model")
+
+
+def cpu_s(pid):
+    """Processor seconds of a process, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Engine:
@@ -92,6 +100,41 @@ def test_cancel_and_ping_are_heard_in_the_middle_of_an_answer(engine):
     seen = engine.until("done")
     assert {"event": "pong", "n": 5} in seen
     assert seen[-1]["finish_reason"] == "deadline"
+
+
+def test_it_rests_between_tokens_as_the_pace_demands(engine):
+    engine.send(op="generate", id="a", prompt="x", params={"max_tokens": 30})
+    text = engine.until("done")[-1]["text"]
+    engine.send(op="pace", duty=0.05)
+    before, started = cpu_s(engine.process.pid), time.monotonic()
+    engine.send(op="generate", id="b", prompt="x", params={"max_tokens": 30})
+    assert engine.until("done")[-1]["text"] == text
+    elapsed = time.monotonic() - started
+    assert cpu_s(engine.process.pid) - before < 0.5 * elapsed + 0.05  # of two clock ticks and more
+
+
+def test_a_cancel_ends_a_rest(engine):
+    engine.send(op="pace", duty=0.05)
+    engine.send(op="generate", id="a", prompt="x", params={"max_tokens": 120})
+    engine.until("token", "done")
+    engine.send(op="cancel", id="a")
+    assert engine.until("done")[-1]["finish_reason"] == "cancelled"
+
+
+def test_it_stays_on_its_cpus(path):
+    cpu = max(os.sched_getaffinity(0))
+    engine = Engine(path, "--cpus", str(cpu), "--threads", "3")
+    tasks = list(Path(f"/proc/{engine.process.pid}/task").iterdir())
+    assert all(os.sched_getaffinity(int(task.name)) == {cpu} for task in tasks)
+    assert len(tasks) >= 3
+    assert engine.close() == 0
+
+
+def test_cpus_that_are_not_there_are_the_operators_error(path):
+    engine = Engine(path, "--cpus", "8191")
+    assert engine.first["event"] == "failed"
+    assert "engine.cpus: 8191" in engine.first["error"]["message"]
+    assert engine.close() == 78
 
 
 def test_a_second_query_waits_for_the_first(engine):

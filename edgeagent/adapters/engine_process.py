@@ -39,6 +39,7 @@ class EngineSettings:
     zero_skip: bool = True
     kv_bits: int = 16
     kv_group_size: int = 64
+    cpus: str = ""
     start_timeout_s: float = 60.0
     hang_timeout_s: float = 60.0
     command: Sequence[str] = ENGINE_COMMAND
@@ -51,6 +52,8 @@ class EngineSettings:
         if not self.zero_skip:
             arguments += ["--no-zero-skip"]
         arguments += ["--kv-bits", str(self.kv_bits), "--kv-group-size", str(self.kv_group_size)]
+        if self.cpus:
+            arguments += ["--cpus", self.cpus]
         return arguments
 
 
@@ -174,6 +177,10 @@ class EngineProcess:
     def set_threads(self, threads: int) -> None:
         """Change the number of threads, from the next token on."""
         self._child.link.send({"op": "threads", "n": threads})
+
+    def set_pace(self, duty: float) -> None:
+        """Let the cores be busy for this share of the time, from the next token on."""
+        self._child.link.send({"op": "pace", "duty": duty})
 
     async def check_health(self, timeout_s: float) -> Health:
         """Let the engine check its model.

@@ -164,6 +164,7 @@ def test_arguments_follow_the_contract():
         "--kv-group-size",
         "64",
     ]
+    assert EngineSettings(cpus="0-1").arguments(Path("m"))[-2:] == ["--cpus", "0-1"]
     assert EngineSettings(command=("e",), kv_bits=4, kv_group_size=32).arguments(Path("m")) == [
         "e",
         "--model",

@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint --max-line-length 100 cext/_core.pyx cext/engine.pxd
+	PATH="$(BIN):$$PATH" cython-lint --max-line-length 100 cext/_core.pyx cext/*.pxi cext/engine.pxd
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -33,7 +33,7 @@ wheel: $(VENV)/.dev
 clean:
 	rm -rf build dist $(VENV) $(PEERS) edgeagent/_core*.so cext/_core.c *.egg-info
 
-SOURCES := pyproject.toml setup.py $(wildcard cext/*.pyx cext/src/* cext/include/*)
+SOURCES := pyproject.toml setup.py $(wildcard cext/*.py[xd] cext/*.pxi cext/src/* cext/include/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -24,7 +24,7 @@ core = Extension(
     "edgeagent._core",
     sources=["cext/_core.pyx", *sorted(map(str, Path("cext/src").glob("*.c")))],
     include_dirs=["cext/include"],
-    depends=[*sorted(str(p) for p in Path("cext").rglob("*.h")), "cext/engine.pxd"],
+    depends=sorted(str(p) for kind in ("*.h", "*.pxi", "*.pxd") for p in Path("cext").rglob(kind)),
     extra_compile_args=CFLAGS,
     extra_link_args=["-pthread"],
 )

@@ -1,0 +1,121 @@
+# A model: what config and tensors make together.
+
+cdef class Model:
+    """A model's weights, checked once and used where they lie."""
+
+    cdef tern_model model
+    cdef _Tensors tensors
+    cdef readonly Py_ssize_t context
+
+    def __cinit__(self, config, tensors, kernel=None):
+        self.model.kernels = select_kernels(kernel)
+        self.read_config(config)
+        quantization = config.get("quantization_config") or {}
+        self.tensors = _Tensors(tensors, quantization.get("layout", 1))
+        self.model.layers = <tern_layer *>calloc(self.model.config.n_layers, sizeof(tern_layer))
+        if self.model.layers == NULL:
+            raise MemoryError
+        self.read_ends(config.get("tie_word_embeddings", False))
+        attn_sub_norm = self.tensors.has("model.layers.0.self_attn.attn_sub_norm.weight")
+        ffn_sub_norm = self.tensors.has("model.layers.0.mlp.ffn_sub_norm.weight")
+        for i in range(self.model.config.n_layers):
+            self.read_layer(i, attn_sub_norm, ffn_sub_norm)
+        self.tensors.refuse_rest()
+        self.model.ternary_bytes = self.tensors.ternary_bytes
+
+    def __dealloc__(self):
+        free(self.model.layers)
+
+    cdef read_config(self, config):
+        cdef tern_config *c = &self.model.config
+        architectures = config.get("architectures")
+        if not isinstance(architectures, list) or architectures[:1] not in (
+            [name] for name in _ARCHITECTURES
+        ):
+            raise ValueError(f"config architectures: expected one of {', '.join(_ARCHITECTURES)}, "
+                             f"got {architectures!r}")
+        if config.get("rope_scaling") is not None:
+            raise ValueError(f"config rope_scaling: expected null, got {config['rope_scaling']!r}")
+        c.vocab = _integer(config, "vocab_size", 1 << 24)
+        c.hidden = _integer(config, "hidden_size", _DIMENSION_MAX)
+        c.ffn = _integer(config, "intermediate_size", _DIMENSION_MAX)
+        c.n_layers = _integer(config, "num_hidden_layers", 1024)
+        c.n_heads = _integer(config, "num_attention_heads", 1024)
+        c.n_kv_heads = _integer(config, "num_key_value_heads", c.n_heads, c.n_heads)
+        c.head_dim = _integer(config, "head_dim", 1024, c.hidden // c.n_heads)
+        if c.n_heads * c.head_dim > _DIMENSION_MAX:
+            raise ValueError(f"config: expected at most {_DIMENSION_MAX} attention outputs, got "
+                             f"{c.n_heads} heads of {c.head_dim}")
+        c.eps = _number(config, "rms_norm_eps", 1e-12, 1.0)
+        c.rope_theta = _number(config, "rope_theta", 1.0, 1e12)
+        c.act = _ACTIVATIONS[_choice(config, "hidden_act", _ACTIVATIONS)]
+        self.context = _integer(config, "max_position_embeddings", TERN_CONTEXT_MAX)
+        if c.n_heads % c.n_kv_heads:
+            raise ValueError(f"config num_key_value_heads: expected a divisor of {c.n_heads} "
+                             f"heads, got {c.n_kv_heads}")
+        if c.head_dim % 2:
+            raise ValueError(f"config head_dim: expected an even number, got {c.head_dim}")
+
+    cdef read_ends(self, is_tied):
+        cdef tern_config *c = &self.model.config
+        shape = (c.vocab, c.hidden)
+        self.model.embed = <const uint16_t *>self.tensors.take(
+            "model.embed_tokens.weight", "F16", shape)
+        self.model.final_norm = self.tensors.norm("model.norm.weight", c.hidden)
+        if is_tied:
+            self.model.head = self.model.embed
+        else:
+            self.model.head = <const uint16_t *>self.tensors.take("lm_head.weight", "F16", shape)
+        self.model.scan = self.tensors.head_scan(c.vocab, c.hidden)
+
+    cdef read_layer(self, size_t i, attn_sub_norm, ffn_sub_norm):
+        cdef tern_config *c = &self.model.config
+        cdef tern_layer *w = &self.model.layers[i]
+        cdef _Tensors t = self.tensors
+        at = f"model.layers.{i}"
+        attention, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        w.input_norm = t.norm(f"{at}.input_layernorm.weight", c.hidden)
+        w.post_norm = t.norm(f"{at}.post_attention_layernorm.weight", c.hidden)
+        if attn_sub_norm:
+            w.attn_sub_norm = t.norm(f"{at}.self_attn.attn_sub_norm.weight", attention)
+        if ffn_sub_norm:
+            w.ffn_sub_norm = t.norm(f"{at}.mlp.ffn_sub_norm.weight", c.ffn)
+        w.q = t.matrix(f"{at}.self_attn.q_proj", attention, c.hidden)
+        w.k = t.matrix(f"{at}.self_attn.k_proj", kv, c.hidden)
+        w.v = t.matrix(f"{at}.self_attn.v_proj", kv, c.hidden)
+        w.o = t.matrix(f"{at}.self_attn.o_proj", c.hidden, attention)
+        w.gate = t.matrix(f"{at}.mlp.gate_proj", c.ffn, c.hidden)
+        w.up = t.matrix(f"{at}.mlp.up_proj", c.ffn, c.hidden)
+        w.down = t.matrix(f"{at}.mlp.down_proj", c.hidden, c.ffn)
+
+    @property
+    def kernel(self):
+        return self.model.kernels.name.decode()
+
+    @property
+    def vocab_size(self):
+        return self.model.config.vocab
+
+    @property
+    def n_layers(self):
+        return self.model.config.n_layers
+
+    @property
+    def hidden_size(self):
+        return self.model.config.hidden
+
+    @property
+    def n_parameters(self):
+        return self.tensors.n_parameters
+
+    @property
+    def ternary_bytes(self):
+        return self.tensors.ternary_bytes
+
+    @property
+    def other_bytes(self):
+        return self.tensors.other_bytes
+
+    @property
+    def scan_bytes(self):
+        return self.tensors.scan_bytes

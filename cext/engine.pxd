@@ -87,11 +87,28 @@ cdef extern from "forward.h" nogil:
         TERN_RELU2
         TERN_SILU
 
+    ctypedef enum tern_rope_kind:
+        TERN_ROPE_DEFAULT
+        TERN_ROPE_LINEAR
+        TERN_ROPE_LLAMA3
+        TERN_ROPE_LONG
+
+    ctypedef struct tern_rope:
+        double theta
+        tern_rope_kind kind
+        double factor
+        double low_freq_factor, high_freq_factor
+        double attention_factor
+        size_t original_context
+        const double *short_factor
+        const double *long_factor
+
     ctypedef struct tern_config:
         size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim
         float eps
-        double rope_theta
+        tern_rope rope
         tern_act_kind act
+        float embed_scale, residual_scale, head_divisor
 
     ctypedef enum tern_orientation:
         TERN_ROWS
@@ -111,6 +128,8 @@ cdef extern from "forward.h" nogil:
         const float *post_norm
         const float *attn_sub_norm
         const float *ffn_sub_norm
+        const float *q_norm
+        const float *k_norm
         tern_matrix q, k, v, o, gate, up, down
 
     ctypedef struct tern_head_scan:

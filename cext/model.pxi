@@ -5,21 +5,26 @@ cdef class Model:
 
     cdef tern_model model
     cdef _Tensors tensors
+    cdef bint has_attn_norm, has_ffn_norm, has_head_norms
+    cdef _Rope rope
+    cdef str architecture
     cdef readonly Py_ssize_t context
 
     def __cinit__(self, config, tensors, kernel=None):
         self.model.kernels = select_kernels(kernel)
         self.read_config(config)
-        quantization = config.get("quantization_config") or {}
+        quantization = _quantization(config)
         self.tensors = _Tensors(tensors, quantization.get("layout", 1))
         self.model.layers = <tern_layer *>calloc(self.model.config.n_layers, sizeof(tern_layer))
         if self.model.layers == NULL:
             raise MemoryError
         self.read_ends(config.get("tie_word_embeddings", False))
-        attn_sub_norm = self.tensors.has("model.layers.0.self_attn.attn_sub_norm.weight")
-        ffn_sub_norm = self.tensors.has("model.layers.0.mlp.ffn_sub_norm.weight")
+        self.has_attn_norm = self.tensors.has("model.layers.0.self_attn.attn_sub_norm.weight")
+        self.has_ffn_norm = self.tensors.has("model.layers.0.mlp.ffn_sub_norm.weight")
+        self.has_head_norms = (self.architecture == _QWEN3
+                               or self.tensors.has("model.layers.0.self_attn.q_norm.weight"))
         for i in range(self.model.config.n_layers):
-            self.read_layer(i, attn_sub_norm, ffn_sub_norm)
+            self.read_layer(i)
         self.tensors.refuse_rest()
         self.model.ternary_bytes = self.tensors.ternary_bytes
 
@@ -28,14 +33,7 @@ cdef class Model:
 
     cdef read_config(self, config):
         cdef tern_config *c = &self.model.config
-        architectures = config.get("architectures")
-        if not isinstance(architectures, list) or architectures[:1] not in (
-            [name] for name in _ARCHITECTURES
-        ):
-            raise ValueError(f"config architectures: expected one of {', '.join(_ARCHITECTURES)}, "
-                             f"got {architectures!r}")
-        if config.get("rope_scaling") is not None:
-            raise ValueError(f"config rope_scaling: expected null, got {config['rope_scaling']!r}")
+        self.architecture = _architecture(config)
         c.vocab = _integer(config, "vocab_size", 1 << 24)
         c.hidden = _integer(config, "hidden_size", _DIMENSION_MAX)
         c.ffn = _integer(config, "intermediate_size", _DIMENSION_MAX)
@@ -47,7 +45,6 @@ cdef class Model:
             raise ValueError(f"config: expected at most {_DIMENSION_MAX} attention outputs, got "
                              f"{c.n_heads} heads of {c.head_dim}")
         c.eps = _number(config, "rms_norm_eps", 1e-12, 1.0)
-        c.rope_theta = _number(config, "rope_theta", 1.0, 1e12)
         c.act = _ACTIVATIONS[_choice(config, "hidden_act", _ACTIVATIONS)]
         self.context = _integer(config, "max_position_embeddings", TERN_CONTEXT_MAX)
         if c.n_heads % c.n_kv_heads:
@@ -55,6 +52,19 @@ cdef class Model:
                              f"heads, got {c.n_kv_heads}")
         if c.head_dim % 2:
             raise ValueError(f"config head_dim: expected an even number, got {c.head_dim}")
+        self.rope = _Rope(config, c.head_dim, self.context)
+        c.rope = self.rope.rope
+        self.read_scales(config)
+
+    cdef read_scales(self, config):
+        """Take the factors of MiniCPM, as its reference model in Hugging Face form uses them."""
+        cdef tern_config *c = &self.model.config
+        c.embed_scale = c.residual_scale = c.head_divisor = 1.0
+        if self.architecture == _MINICPM:
+            depth = _number(config, "scale_depth", 1e-6, 1e6)
+            c.embed_scale = _number(config, "scale_emb", 1e-6, 1e6)
+            c.residual_scale = depth / sqrt(<double>c.n_layers)
+            c.head_divisor = c.hidden / _number(config, "dim_model_base", 1e-6, 1e6)
 
     cdef read_ends(self, is_tied):
         cdef tern_config *c = &self.model.config
@@ -68,7 +78,7 @@ cdef class Model:
             self.model.head = <const uint16_t *>self.tensors.take("lm_head.weight", "F16", shape)
         self.model.scan = self.tensors.head_scan(c.vocab, c.hidden)
 
-    cdef read_layer(self, size_t i, attn_sub_norm, ffn_sub_norm):
+    cdef read_layer(self, size_t i):
         cdef tern_config *c = &self.model.config
         cdef tern_layer *w = &self.model.layers[i]
         cdef _Tensors t = self.tensors
@@ -76,10 +86,13 @@ cdef class Model:
         attention, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         w.input_norm = t.norm(f"{at}.input_layernorm.weight", c.hidden)
         w.post_norm = t.norm(f"{at}.post_attention_layernorm.weight", c.hidden)
-        if attn_sub_norm:
+        if self.has_attn_norm:
             w.attn_sub_norm = t.norm(f"{at}.self_attn.attn_sub_norm.weight", attention)
-        if ffn_sub_norm:
+        if self.has_ffn_norm:
             w.ffn_sub_norm = t.norm(f"{at}.mlp.ffn_sub_norm.weight", c.ffn)
+        if self.has_head_norms:
+            w.q_norm = t.norm(f"{at}.self_attn.q_norm.weight", c.head_dim)
+            w.k_norm = t.norm(f"{at}.self_attn.k_norm.weight", c.head_dim)
         w.q = t.matrix(f"{at}.self_attn.q_proj", attention, c.hidden)
         w.k = t.matrix(f"{at}.self_attn.k_proj", kv, c.hidden)
         w.v = t.matrix(f"{at}.self_attn.v_proj", kv, c.hidden)

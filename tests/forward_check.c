@@ -111,7 +111,7 @@ static tern_matrix random_matrix(const shape *s, int plane, size_t n_out, size_t
 static tern_layer random_layer(const shape *s)
 {
     const size_t attention = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
-    tern_layer w;
+    tern_layer w = { 0 };
     w.input_norm = random_norm(s->hidden);
     w.post_norm = random_norm(s->hidden);
     w.attn_sub_norm = s->sub_norms ? random_norm(attention) : NULL;
@@ -129,7 +129,9 @@ static tern_layer random_layer(const shape *s)
 static tern_model random_model(const shape *s)
 {
     tern_model m = { .config = { s->vocab, s->hidden, s->ffn, s->n_layers, s->n_heads,
-                                 s->n_kv_heads, s->head_dim, 1e-5f, 10000.0, s->act } };
+                                 s->n_kv_heads, s->head_dim, .eps = 1e-5f,
+                                 .rope = { .theta = 10000.0 }, .act = s->act, .embed_scale = 1.0f,
+                                 .residual_scale = 1.0f, .head_divisor = 1.0f } };
     seed = s->hidden;
     m.embed = random_f16(s->vocab * s->hidden);
     m.head = s->is_tied ? m.embed : random_f16(s->vocab * s->hidden);

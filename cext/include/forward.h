@@ -16,12 +16,33 @@ enum {
 
 typedef enum tern_act_kind { TERN_RELU2, TERN_SILU } tern_act_kind;
 
+typedef enum tern_rope_kind {
+    TERN_ROPE_DEFAULT,
+    TERN_ROPE_LINEAR,
+    TERN_ROPE_LLAMA3,
+    TERN_ROPE_LONG,
+} tern_rope_kind;
+
+/* Frequencies of rotary positions; docs/formats.md, section 1a, has the formulas. */
+typedef struct tern_rope {
+    double theta;
+    tern_rope_kind kind;
+    double factor;                            /* linear, llama3; of longrope the stretch of the context */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    double attention_factor;                  /* longrope; 0: from the factor */
+    size_t original_context;                  /* llama3, longrope: positions of the first training */
+    const double *short_factor, *long_factor; /* longrope: (head_dim / 2,) */
+} tern_rope;
+
 /* What the model is. */
 typedef struct tern_config {
     size_t vocab, hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim;
     float eps; /* of every RMSNorm */
-    double rope_theta;
+    tern_rope rope;
     tern_act_kind act;
+    /* MiniCPM; 1 elsewhere: embeddings and what a block adds to the residual stream are multiplied,
+     * the head's input is divided */
+    float embed_scale, residual_scale, head_divisor;
 } tern_config;
 
 typedef enum tern_orientation { TERN_ROWS, TERN_LINES, TERN_CHANNELS, TERN_TILES } tern_orientation;
@@ -41,6 +62,8 @@ typedef struct tern_layer {
     const float *post_norm;     /* (hidden,) */
     const float *attn_sub_norm; /* (n_heads * head_dim,) or NULL */
     const float *ffn_sub_norm;  /* (ffn,) or NULL */
+    const float *q_norm;        /* (head_dim,) or NULL, of every query head */
+    const float *k_norm;        /* (head_dim,) or NULL, of every key head */
     tern_matrix q, k, v, o, gate, up, down;
 } tern_layer;
 

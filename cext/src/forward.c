@@ -65,9 +65,16 @@ static void take_product(const tern_state *s, const tern_matrix *w, size_t i, si
     dequantize(product(s, i, t), w->n_out, w->scale * s->in[t].inverse, y);
 }
 
-/* x += product 0 of token t. */
+/* x += product 0 of token t, scaled as the model wants it; h is free. */
 static void add_product(const tern_state *s, const tern_matrix *w, size_t t, float *x)
 {
+    const float scale = s->model->config.residual_scale;
+    if (scale != 1.0f) {
+        float *h = row(s->h, t, s->width);
+        take_product(s, w, 0, t, h);
+        add_scaled(h, w->n_out, scale, x);
+        return;
+    }
     if (w->packing == TERN_F16) {
         const float *z = float_product(s, 0, t);
         for (size_t o = 0; o < w->n_out; o++) x[o] += z[o] * w->scale;
@@ -84,6 +91,14 @@ static void enter_attention(tern_state *s, const tern_layer *w, size_t t)
     quantize_and_list(s, &w->q, h, t);
 }
 
+static void norm_heads(const tern_state *s, float *x, size_t n_heads, const float *gain)
+{
+    const tern_config *c = &s->model->config;
+    if (!gain) return;
+    for (size_t h = 0; h < n_heads; h++, x += c->head_dim)
+        rms_norm(s->model->kernels, x, gain, c->head_dim, c->eps, x);
+}
+
 /* Scale and rotate queries and keys; keys and values go to the cache.  The input is quantised, so h
  * is free. */
 static void rotate_and_store(tern_state *s, const tern_layer *w, size_t t)
@@ -94,9 +109,11 @@ static void rotate_and_store(tern_state *s, const tern_layer *w, size_t t)
     float *query = row(s->queries, t, c->n_heads * c->head_dim), *h = row(s->h, t, s->width);
 
     take_product(s, &w->q, 0, t, query);
+    norm_heads(s, query, c->n_heads, w->q_norm);
     rope(query, c->n_heads, c->head_dim, cosines, sines);
     kv_prepare_query(s, t, query);
     take_product(s, &w->k, 1, t, h);
+    norm_heads(s, h, c->n_kv_heads, w->k_norm);
     rope(h, c->n_kv_heads, c->head_dim, cosines, sines);
     kv_store_key(s, position, h);
     take_product(s, &w->v, 2, t, h);
@@ -208,7 +225,7 @@ static void extend_rope_table(tern_state *s)
     const tern_config *c = &s->model->config;
     const size_t end = s->n_past + s->n_tokens;
     if (end <= s->n_rope) return;
-    rope_table(c->rope_theta, c->head_dim, s->n_rope, end, s->cosines, s->sines);
+    rope_table(&c->rope, c->head_dim, s->context, s->n_rope, end, s->cosines, s->sines);
     s->n_rope = end;
 }
 
@@ -218,7 +235,8 @@ static void run_block(tern_state *s, const uint32_t *tokens, size_t n_tokens)
     s->n_tokens = n_tokens;
     extend_rope_table(s);
     for (size_t t = 0; t < n_tokens; t++)
-        embed_f16(s->model->embed + tokens[t] * hidden, hidden, row(s->x, t, hidden));
+        embed_f16(s->model->embed + tokens[t] * hidden, hidden, s->model->config.embed_scale,
+                  row(s->x, t, hidden));
     for (s->layer = 0; s->layer < s->model->config.n_layers; s->layer++) run_layer(s);
     s->n_past += n_tokens;
 }
@@ -234,6 +252,7 @@ void tern_forward(tern_state *s, const uint32_t *tokens, size_t n_tokens, float 
     }
     rms_norm(s->model->kernels, row(s->x, n - 1, c->hidden), s->model->final_norm, c->hidden,
              c->eps, s->hidden);
+    if (c->head_divisor != 1.0f) divide(s->hidden, c->hidden, c->head_divisor);
     if (logits) tern_head_logits(s, logits);
     fp_mode_swap(caller_mode);
 }

@@ -5,14 +5,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One copy of a loop for every width of vector, chosen when the module is loaded.  The loops are
- * elementwise and nothing is contracted, so all copies give the same bits. */
-#if defined(__x86_64__)
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#else
-#define WIDE
-#endif
-
 static const float ABSMAX_FLOOR =
     1e-5f; /* part of the model's definition: a zero row gives q = 0 */
 
@@ -95,34 +87,6 @@ WIDE void add_dequantized(const int32_t *z, size_t n, float scale, float *y)
     for (size_t i = 0; i < n; i++) y[i] += (float)z[i] * scale;
 }
 
-void rope_table(double theta, size_t head_dim, size_t begin, size_t end, float *cosines,
-                float *sines)
-{
-    const size_t half = head_dim / 2;
-    const double log_theta = det_log(theta);
-    for (size_t i = 0; i < half; i++) {
-        const double frequency = det_exp(-2.0 * (double)i / (double)head_dim * log_theta);
-        for (size_t position = begin; position < end; position++) {
-            double sine, cosine;
-            det_sincos((double)position * frequency, &sine, &cosine);
-            cosines[position * half + i] = (float)cosine;
-            sines[position * half + i] = (float)sine;
-        }
-    }
-}
-
-WIDE void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines)
-{
-    const size_t half = head_dim / 2;
-    for (size_t h = 0; h < n_heads; h++, x += head_dim) {
-        for (size_t i = 0; i < half; i++) {
-            const float a = x[i], b = x[i + half];
-            x[i] = a * cosines[i] - b * sines[i];
-            x[i + half] = b * cosines[i] + a * sines[i];
-        }
-    }
-}
-
 WIDE void activate(tern_act_kind kind, float *gate, size_t n)
 {
     if (kind == TERN_RELU2)
@@ -152,7 +116,17 @@ size_t open_gates(const float *gate, size_t n, uint32_t *rows)
     return n_open;
 }
 
-WIDE void embed_f16(const uint16_t *row, size_t n, float *y)
+WIDE void embed_f16(const uint16_t *row, size_t n, float scale, float *y)
 {
-    for (size_t i = 0; i < n; i++) y[i] = f32_from_f16(row[i]);
+    for (size_t i = 0; i < n; i++) y[i] = f32_from_f16(row[i]) * scale;
+}
+
+WIDE void add_scaled(const float *x, size_t n, float scale, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] += x[i] * scale;
+}
+
+WIDE void divide(float *x, size_t n, float divisor)
+{
+    for (size_t i = 0; i < n; i++) x[i] /= divisor;
 }

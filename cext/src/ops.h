@@ -6,6 +6,14 @@
 
 #include "forward.h"
 
+/* One copy of a loop for every width of vector, chosen when the module is loaded.  The loops are
+ * elementwise and nothing is contracted, so all copies give the same bits. */
+#if defined(__x86_64__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
 /* Quantised activations of one token; owns nothing. */
 typedef struct quantized {
     tern_act act;
@@ -31,10 +39,10 @@ void list_live(quantized *q);
 void dequantize(const int32_t *z, size_t n, float scale, float *y);
 void add_dequantized(const int32_t *z, size_t n, float scale, float *y);
 
-/* cos and sin of position * theta^(-2 i / head_dim) for positions [begin, end) of tables of
- * (context, head_dim / 2) each. */
-void rope_table(double theta, size_t head_dim, size_t begin, size_t end, float *cosines,
-                float *sines);
+/* cos and sin of position * frequency[i], times the attention factor, for positions [begin, end) of
+ * tables of (context, head_dim / 2) each.  Which factors longrope takes depends on the context. */
+void rope_table(const tern_rope *r, size_t head_dim, size_t context, size_t begin, size_t end,
+                float *cosines, float *sines);
 
 /* Rotate-half RoPE over (n_heads, head_dim) in place; cosines and sines of one position. */
 void rope(float *x, size_t n_heads, size_t head_dim, const float *cosines, const float *sines);
@@ -48,6 +56,11 @@ void gated_product(const float *gate, const float *up, size_t n, float *y);
 /* Indices of the gates that are not 0; returns how many. */
 size_t open_gates(const float *gate, size_t n, uint32_t *rows);
 
-void embed_f16(const uint16_t *row, size_t n, float *y);
+void embed_f16(const uint16_t *row, size_t n, float scale, float *y);
+
+/* y += x * scale */
+void add_scaled(const float *x, size_t n, float scale, float *y);
+
+void divide(float *x, size_t n, float divisor);
 
 #endif

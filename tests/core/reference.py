@@ -24,11 +24,36 @@ class Run:
     margin: float
 
 
+def frequencies(shape: Shape, context: int) -> tuple[np.ndarray, float]:
+    """Return (head_dim / 2,) angles a position and the factor of cosines and sines.
+
+    Sources: LongRoPE (arXiv 2402.13753) and Llama 3.1 as Hugging Face configs describe them.
+    """
+    half, rope = shape.head_dim // 2, shape.rope or {"rope_type": "default"}
+    plain = shape.theta ** (-np.arange(half) / half)
+    match rope["rope_type"]:
+        case "linear":
+            return plain / rope["factor"], 1.0
+        case "llama3":
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            turns = rope["original_max_position_embeddings"] * plain / (2 * np.pi)
+            keep = np.clip((turns - low) / (high - low), 0, 1)
+            return plain * (keep + (1 - keep) / rope["factor"]), 1.0
+        case "longrope":
+            original = rope["original_max_position_embeddings"]
+            stretch = rope.get("factor", shape.context / original)
+            default = np.sqrt(1 + np.log(stretch) / np.log(original)) if stretch > 1 else 1.0
+            chosen = rope["long_factor" if context > original else "short_factor"]
+            return plain / np.array(chosen), rope.get("attention_factor", default)
+    return plain, 1.0
+
+
 class Reference:
     """One forward pass over a whole sequence."""
 
-    def __init__(self, toy: Toy) -> None:
+    def __init__(self, toy: Toy, context: int = 64) -> None:
         self.toy = toy
+        self.context = context  # of the session: it decides which factors longrope takes
         self.shape = toy.shape
         self.weights = {
             name: array.astype(np.int64 if array.dtype == np.int8 else np.float64)
@@ -38,12 +63,14 @@ class Reference:
 
     def run(self, tokens: list[int]) -> Run:
         w = self.weights
-        x = w["model.embed_tokens.weight"][tokens]
+        embed, depth, base = self.shape.minicpm or (1.0, np.sqrt(self.shape.layers), None)
+        add = depth / np.sqrt(self.shape.layers)
+        x = w["model.embed_tokens.weight"][tokens] * embed
         for i in range(self.shape.layers):
-            x = x + self.attention(self.norm(x, f"model.layers.{i}.input_layernorm"), i)
-            x = x + self.ffn(self.norm(x, f"model.layers.{i}.post_attention_layernorm"), i)
+            x = x + add * self.attention(self.norm(x, f"model.layers.{i}.input_layernorm"), i)
+            x = x + add * self.ffn(self.norm(x, f"model.layers.{i}.post_attention_layernorm"), i)
         head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
-        logits = self.norm(x, "model.norm")[-1] @ head.T
+        logits = self.norm(x, "model.norm")[-1] @ head.T / (self.shape.hidden / base if base else 1)
         return Run(logits, self.margin)
 
     def norm(self, x, name):
@@ -63,17 +90,20 @@ class Reference:
     def rotate(self, x):
         """Rotate-half RoPE over (positions, heads, head_dim)."""
         half = self.shape.head_dim // 2
-        frequency = self.shape.theta ** (-np.arange(half) / half)
+        frequency, attention = frequencies(self.shape, self.context)
         angle = np.arange(x.shape[0])[:, None, None] * frequency
         first, second = x[..., :half], x[..., half:]
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos, sin = np.cos(angle) * attention, np.sin(angle) * attention
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def attention(self, h, layer):
         s, at = self.shape, f"model.layers.{layer}.self_attn"
         n = h.shape[0]
-        q = self.rotate(self.linear(h, f"{at}.q_proj").reshape(n, s.heads, s.head_dim))
-        k = self.rotate(self.linear(h, f"{at}.k_proj").reshape(n, s.kv_heads, s.head_dim))
+        q = self.linear(h, f"{at}.q_proj").reshape(n, s.heads, s.head_dim)
+        k = self.linear(h, f"{at}.k_proj").reshape(n, s.kv_heads, s.head_dim)
+        if s.head_norms:
+            q, k = self.norm(q, f"{at}.q_norm"), self.norm(k, f"{at}.k_norm")
+        q, k = self.rotate(q), self.rotate(k)
         v = self.linear(h, f"{at}.v_proj").reshape(n, s.kv_heads, s.head_dim)
         k, v = (np.repeat(t, s.heads // s.kv_heads, axis=1) for t in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(s.head_dim)

@@ -12,6 +12,20 @@ from tests.core.toy import PROJECTIONS, Shape, make_toy, pack_channels3
 
 TOKENS = [1, 5, 9, 61, 33, 33, 2]
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1 + i / 8 for i in range(16)],
+    "long_factor": [2.0 + i for i in range(16)],
+    "original_max_position_embeddings": 128,
+}
+
 SHAPES = {
     "bitnet": Shape(),
     "bitnet untied": Shape(tied=False, layers=1),
@@ -25,6 +39,15 @@ SHAPES = {
     "all output-major": Shape(output_major=PROJECTIONS),
     "all input-major": Shape(output_major=()),
     "high theta": Shape(theta=1000042.0, layers=1),
+    "head norms": Shape(act="silu", sub_norms=False, head_norms=True, head_dim=48),
+    "minicpm": Shape(act="silu", sub_norms=False, minicpm=(12.0, 1.4, 64.0)),
+    "rope linear": Shape(rope={"rope_type": "linear", "factor": 2.5}),
+    "rope llama3": Shape(rope=LLAMA3, theta=500000.0),
+    "rope longrope, short": Shape(rope=LONG, head_dim=32),
+    "rope longrope, long": Shape(rope=LONG | {"original_max_position_embeddings": 40}, head_dim=32),
+    "rope longrope, its own attention factor": Shape(
+        rope=LONG | {"attention_factor": 0.8, "factor": 4.0}, head_dim=32
+    ),
 }
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))

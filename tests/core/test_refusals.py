@@ -26,7 +26,7 @@ CONFIGS = [
     ({"max_position_embeddings": 1 << 21}, "max_position_embeddings: .* 1 to 1048576"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps: expected a number .* got '1e-5'"),
     ({"rope_theta": float("nan")}, "rope_theta: expected a number .* got nan"),
-    ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: expected null"),
+    ({"rope_scaling": 2.0}, "rope_scaling: expected null or an object, got 2.0"),
     ({"hidden_act": "gelu"}, "hidden_act: expected one of relu2, silu, got 'gelu'"),
     ({"hidden_act": []}, r"hidden_act: expected one of relu2, silu, got \[\]"),
     ({"architectures": ["GPT2"]}, r"architectures: expected one of .* got \['GPT2'\]"),
@@ -38,6 +38,57 @@ CONFIGS = [
 def test_a_wrong_config_is_refused(change, message):
     with pytest.raises(ValueError, match=rf"^config {message}"):
         load(change)
+
+
+LONG = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 32,
+    "long_factor": [1.0] * 32,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+ROPES = [
+    ({"type": "yarn"}, "rope_type: expected one of default, linear, llama3, longrope, got None"),
+    ({"rope_type": "yarn"}, "rope_type: expected one of .* got 'yarn'"),
+    ({"rope_type": "linear"}, "factor: expected a number from 1 to 1e[+]06, got None"),
+    ({"rope_type": "linear", "factor": 0.5}, "factor: expected a number .* got 0.5"),
+    (LLAMA3 | {"high_freq_factor": 1.0}, ".*low_freq_factor below high_freq_factor, got 1 and 1"),
+    (LLAMA3 | {"original_max_position_embeddings": 1}, "original_max.* 2 to 1048576, got 1"),
+    (LONG | {"short_factor": [1.0] * 31}, "short_factor: expected a list of 32 numbers"),
+    (LONG | {"long_factor": [1.0] * 31 + [0.0]}, "long_factor: expected a list of 32 numbers"),
+    (LONG | {"long_factor": [1.0] * 31 + ["1"]}, "long_factor: expected a list of 32 numbers"),
+    (LONG | {"attention_factor": -1}, "attention_factor: expected a number .* got -1"),
+    (LONG | {"factor": float("inf")}, "factor: expected a number .* got inf"),
+]
+
+
+@pytest.mark.parametrize(("rope", "message"), ROPES)
+def test_a_wrong_rope_scaling_is_refused(rope, message):
+    with pytest.raises(ValueError, match=rf"^rope_scaling:? ?{message}"):
+        load({"rope_scaling": rope})
+
+
+@pytest.mark.parametrize("key", ["scale_emb", "scale_depth", "dim_model_base"])
+def test_minicpm_needs_its_factors(key):
+    toy = make_toy(Shape(minicpm=(12.0, 1.4, 64.0), sub_norms=False, layers=1))
+    for bad in (None, 0, "1", float("nan")):
+        with pytest.raises(ValueError, match=f"^config {key}: expected a number from 1e-06 to 1e"):
+            _core.Model(toy.config | {key: bad}, toy.tensors())
+
+
+def test_qwen3_needs_its_head_norms():
+    toy = make_toy(Shape(head_norms=True, sub_norms=False, layers=1))
+    tensors = toy.tensors()
+    del tensors[f"{AT}.self_attn.q_norm.weight"]
+    with pytest.raises(ValueError, match=f"^tensor {AT}.self_attn.q_norm.weight: missing"):
+        _core.Model(toy.config, tensors)
 
 
 def test_heads_that_do_not_divide_are_refused():

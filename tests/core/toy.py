@@ -1,6 +1,7 @@
 """Random models for the core's tests: the packing of docs/formats.md, written in numpy."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,10 @@ class Shape:
     theta: float = 10000.0
     output_major: tuple[str, ...] = ("up",)
     layout: int = 1
+    rope: Mapping[str, Any] | None = None  # rope_scaling
+    head_norms: bool = False
+    minicpm: tuple[float, float, float] | None = None  # scale_emb, scale_depth, dim_model_base
+    context: int = 512
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -134,9 +139,20 @@ class Toy:
         return (pack_channels3 if projection in ("o", "down") else pack_tiles3)(trits)
 
 
+def _architecture(s: Shape) -> str:
+    if s.minicpm:
+        return "MiniCPMForCausalLM"
+    if s.head_norms:
+        return "Qwen3ForCausalLM"
+    return "BitNetForCausalLM" if s.sub_norms else "LlamaForCausalLM"
+
+
 def toy_config(s: Shape) -> dict[str, Any]:
-    return {
-        "architectures": ["BitNetForCausalLM" if s.sub_norms else "LlamaForCausalLM"],
+    minicpm = dict(
+        zip(("scale_emb", "scale_depth", "dim_model_base"), s.minicpm or (), strict=False)
+    )
+    return minicpm | {
+        "architectures": [_architecture(s)],
         "hidden_size": s.hidden,
         "intermediate_size": s.ffn,
         "num_hidden_layers": s.layers,
@@ -144,9 +160,10 @@ def toy_config(s: Shape) -> dict[str, Any]:
         "num_key_value_heads": s.kv_heads,
         "head_dim": s.head_dim,
         "vocab_size": s.vocab,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": s.context,
         "rms_norm_eps": 1e-5,
         "rope_theta": s.theta,
+        "rope_scaling": None if s.rope is None else dict(s.rope),
         "hidden_act": s.act,
         "tie_word_embeddings": s.tied,
         "quantization_config": {"layout": s.layout},
@@ -177,6 +194,9 @@ def make_toy(shape: Shape, seed: int = 0) -> Toy:
             attention = shape.heads * shape.head_dim
             weights[f"{at}.self_attn.attn_sub_norm.weight"] = norm(attention)
             weights[f"{at}.mlp.ffn_sub_norm.weight"] = norm(shape.ffn)
+        if shape.head_norms:
+            for part in ("q_norm", "k_norm"):
+                weights[f"{at}.self_attn.{part}.weight"] = norm(shape.head_dim)
         for projection, (n_out, n_in) in shape.sizes.items():
             part = "self_attn" if projection in "qkvo" else "mlp"
             name = f"{at}.{part}.{projection}_proj"

@@ -82,6 +82,8 @@ cdef extern from "forward.h" nogil:
     enum:
         TERN_CONTEXT_MAX
         TERN_THREADS_MAX
+        TERN_DIGITS
+        TERN_GROUP_STEP
 
     ctypedef enum tern_act_kind:
         TERN_RELU2
@@ -108,6 +110,7 @@ cdef extern from "forward.h" nogil:
         float eps
         tern_rope rope
         tern_act_kind act
+        size_t n_digits
         float embed_scale, residual_scale, head_divisor
 
     ctypedef enum tern_orientation:
@@ -122,6 +125,8 @@ cdef extern from "forward.h" nogil:
         tern_orientation orientation
         tern_packing packing
         float scale
+        const float *scales
+        size_t n_groups
 
     ctypedef struct tern_layer:
         const float *input_norm

@@ -15,6 +15,12 @@ cdef class Model:
         self.read_config(config)
         quantization = _quantization(config)
         self.tensors = _Tensors(tensors, quantization.get("layout", 1))
+        self.model.config.n_digits = 1
+        if _activation_bits(quantization) == 16:
+            if self.tensors.layout not in (1, 2):
+                raise ValueError(f"quantization_config activation_bits: expected 8 in layout "
+                                 f"{self.tensors.layout}, got 16")
+            self.model.config.n_digits = TERN_DIGITS
         self.model.layers = <tern_layer *>calloc(self.model.config.n_layers, sizeof(tern_layer))
         if self.model.layers == NULL:
             raise MemoryError
@@ -100,6 +106,10 @@ cdef class Model:
         w.gate = t.matrix(f"{at}.mlp.gate_proj", c.ffn, c.hidden)
         w.up = t.matrix(f"{at}.mlp.up_proj", c.ffn, c.hidden)
         w.down = t.matrix(f"{at}.mlp.down_proj", c.hidden, c.ffn)
+        if not w.q.n_groups == w.k.n_groups == w.v.n_groups or w.gate.n_groups != w.up.n_groups:
+            raise ValueError(f"tensor {at}: expected one number of groups in q, k and v and one in "
+                             f"gate and up, got {w.q.n_groups}, {w.k.n_groups}, {w.v.n_groups} "
+                             f"and {w.gate.n_groups}, {w.up.n_groups}")
 
     @property
     def kernel(self):

@@ -102,12 +102,48 @@ cdef class _Tensors:
             self.n_parameters -= n_out * n_in
         m.n_out = n_out
         m.n_in = n_in
-        m.scale = (<const float *>self.take(f"{prefix}.weight_scale", "F32", (1,)))[0]
-        if not (isfinite(m.scale) and m.scale > 0):
-            raise ValueError(f"tensor {prefix}.weight_scale: expected a finite number above 0, "
-                             f"got {m.scale}")
-        self.n_parameters += n_out * n_in - 1  # the scale is not a parameter
+        self.n_parameters += n_out * n_in
+        self.read_scales(f"{prefix}.weight_scale", &m)
         return m
+
+    cdef read_scales(self, name, tern_matrix *m):
+        """Take ``weight_scale``: one of the matrix, or one of each group of inputs and output."""
+        cdef size_t i, n
+        shape = tuple(self.given[name][1]) if name in self.given else (1,)
+        m.scale, m.scales, m.n_groups = 1, NULL, 1
+        if len(shape) == 2:
+            m.n_groups = self.groups_of(name, shape, m)
+            n = m.n_groups * m.n_out
+        else:
+            shape, n = (1,), 1
+        scales = <const float *>self.take(name, "F32", shape)
+        self.n_parameters -= n  # a scale is not a parameter
+        for i in range(n):
+            if not (isfinite(scales[i]) and (scales[i] > 0 or n > 1 and scales[i] == 0)):
+                least = "from" if n > 1 else "above"  # a dead row or group has scale 0
+                raise ValueError(f"tensor {name}: expected a finite number {least} 0, "
+                                 f"got {scales[i]}")
+        if len(shape) == 2:
+            m.scales = scales
+        else:
+            m.scale = scales[0]
+
+    cdef size_t groups_of(self, name, shape, const tern_matrix *m) except 0:
+        """Return G of a ``weight_scale`` (G, out)."""
+        groups, n_out, n_in = shape[0], m.n_out, m.n_in
+        if self.layout not in (1, 2):
+            raise ValueError(f"tensor {name}: expected shape (1,) in layout {self.layout}, "
+                             f"got {shape}")
+        if shape[1] != n_out or groups < 1 or n_in % groups:
+            raise ValueError(f"tensor {name}: expected shape (1,) or (G, {n_out}) with G a divisor "
+                             f"of {n_in}, got {shape}")
+        if groups > 1 and m.orientation != TERN_LINES:
+            raise ValueError(f"tensor {name}: expected a plane of lines (layout 1) for {groups} "
+                             f"groups, got {_ORIENTATIONS[m.orientation]}")
+        if groups > 1 and n_in // groups % TERN_GROUP_STEP:
+            raise ValueError(f"tensor {name}: expected groups of a multiple of {TERN_GROUP_STEP} "
+                             f"inputs, got {groups} groups of {n_in // groups}")
+        return groups
 
     cdef dict shapes(self, prefix, n_out, n_in):
         """Return the shape of a plane in each orientation it may have."""

@@ -130,7 +130,7 @@ static tern_model random_model(const shape *s)
 {
     tern_model m = { .config = { s->vocab, s->hidden, s->ffn, s->n_layers, s->n_heads,
                                  s->n_kv_heads, s->head_dim, .eps = 1e-5f,
-                                 .rope = { .theta = 10000.0 }, .act = s->act, .embed_scale = 1.0f,
+                                 .rope = { .theta = 10000.0 }, .act = s->act, .n_digits = 1, .embed_scale = 1.0f,
                                  .residual_scale = 1.0f, .head_divisor = 1.0f } };
     seed = s->hidden;
     m.embed = random_f16(s->vocab * s->hidden);

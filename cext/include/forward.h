@@ -12,7 +12,14 @@ enum {
     TERN_CONTEXT_MAX = 1 << 20, /* positions; det_sincos is exact enough up to 2^20 radians */
     TERN_THREADS_MAX = 64,
     TERN_TOKENS_BLOCK = 64, /* tokens that go through a layer together: unpacking is 4 % of a GEMM */
+
+    TERN_DIGITS = 3,          /* of a float activation: 2 miss float32's logits by more than 1e-3 */
+    TERN_DIGIT_BASE = 255,    /* digits are -127 to 127 */
+    TERN_DIGITS_MAX_X = (1 << 22) - 1, /* the largest activation: as far as round_f32 rounds */
+    TERN_GROUP_STEP = 4,      /* inputs: groups of them are whole quads */
 };
+_Static_assert(TERN_DIGITS_MAX_X <= TERN_X_MAX * TERN_DIGIT_BASE * TERN_DIGIT_BASE,
+               "the highest of three digits would overflow");
 
 typedef enum tern_act_kind { TERN_RELU2, TERN_SILU } tern_act_kind;
 
@@ -40,6 +47,7 @@ typedef struct tern_config {
     float eps; /* of every RMSNorm */
     tern_rope rope;
     tern_act_kind act;
+    size_t n_digits; /* int8 digits of an activation: 1 of W1.58A8, TERN_DIGITS of W1.58A16 */
     /* MiniCPM; 1 elsewhere: embeddings and what a block adds to the residual stream are multiplied,
      * the head's input is divided */
     float embed_scale, residual_scale, head_divisor;
@@ -48,13 +56,19 @@ typedef struct tern_config {
 typedef enum tern_orientation { TERN_ROWS, TERN_LINES, TERN_CHANNELS, TERN_TILES } tern_orientation;
 
 /* One packed plane; the product is multiplied by `scale`.  Lines are 2 bit, channels and tiles base 3,
- * rows either.  Only `o` and `down` may be channels: threads split their inputs. */
+ * rows either.  Only `o` and `down` may be channels: threads split their inputs.
+ *
+ * With `scales` the inputs are `n_groups` equal runs, each with a scale an output:
+ *       y[o] = (float(S[0]) * scales[0][o] + float(S[1]) * scales[1][o]) + ...
+ * the sum S[g] over group g exact and rounded once; more than one group needs lines. */
 typedef struct tern_matrix {
     const uint8_t *plane;
     size_t n_out, n_in;
     tern_orientation orientation;
     tern_packing packing;
-    float scale;
+    float scale;         /* unused with scales */
+    const float *scales; /* (n_groups, n_out) or NULL */
+    size_t n_groups;     /* of n_in / n_groups inputs, a multiple of TERN_GROUP_STEP if more than one */
 } tern_matrix;
 
 typedef struct tern_layer {

@@ -37,58 +37,12 @@ static void over_tokens(tern_state *s, token_step *step)
 
 /* ---- the steps of a layer ---- */
 
-static float *row(float *base, size_t t, size_t width)
-{
-    return base + t * width;
-}
-
-/* The input of one matrix, or of several of one orientation; float16 takes it as it is. */
-static void quantize_and_list(tern_state *s, const tern_matrix *w, const float *x, size_t t)
-{
-    if (w->packing == TERN_F16) {
-        s->in[t].act = (tern_act){ .n = w->n_in };
-        s->in[t].n_zero = 0;
-        return;
-    }
-    quantize(x, w->n_in, &s->in[t]);
-    if (pays_to_skip(s, w, t)) list_live(&s->in[t]);
-}
-
-/* y = product i of token t, in the units of the model. */
-static void take_product(const tern_state *s, const tern_matrix *w, size_t i, size_t t, float *y)
-{
-    if (w->packing == TERN_F16) {
-        const float *z = float_product(s, i, t);
-        for (size_t o = 0; o < w->n_out; o++) y[o] = z[o] * w->scale;
-        return;
-    }
-    dequantize(product(s, i, t), w->n_out, w->scale * s->in[t].inverse, y);
-}
-
-/* x += product 0 of token t, scaled as the model wants it; h is free. */
-static void add_product(const tern_state *s, const tern_matrix *w, size_t t, float *x)
-{
-    const float scale = s->model->config.residual_scale;
-    if (scale != 1.0f) {
-        float *h = row(s->h, t, s->width);
-        take_product(s, w, 0, t, h);
-        add_scaled(h, w->n_out, scale, x);
-        return;
-    }
-    if (w->packing == TERN_F16) {
-        const float *z = float_product(s, 0, t);
-        for (size_t o = 0; o < w->n_out; o++) x[o] += z[o] * w->scale;
-        return;
-    }
-    add_dequantized(product(s, 0, t), w->n_out, w->scale * s->in[t].inverse, x);
-}
-
 static void enter_attention(tern_state *s, const tern_layer *w, size_t t)
 {
     const tern_config *c = &s->model->config;
     float *h = row(s->h, t, s->width);
     rms_norm(s->model->kernels, row(s->x, t, c->hidden), w->input_norm, c->hidden, c->eps, h);
-    quantize_and_list(s, &w->q, h, t);
+    prepare_input(s, &w->q, h, t);
 }
 
 static void norm_heads(const tern_state *s, float *x, size_t n_heads, const float *gain)
@@ -126,7 +80,7 @@ static void leave_attention(tern_state *s, const tern_layer *w, size_t t)
     const size_t n = c->n_heads * c->head_dim;
     float *h = row(s->h, t, s->width);
     if (w->attn_sub_norm) rms_norm(s->model->kernels, h, w->attn_sub_norm, n, c->eps, h);
-    quantize_and_list(s, &w->o, h, t);
+    prepare_input(s, &w->o, h, t);
 }
 
 static void enter_ffn(tern_state *s, const tern_layer *w, size_t t)
@@ -135,7 +89,7 @@ static void enter_ffn(tern_state *s, const tern_layer *w, size_t t)
     float *x = row(s->x, t, c->hidden), *h = row(s->h, t, s->width);
     add_product(s, &w->o, t, x);
     rms_norm(s->model->kernels, x, w->post_norm, c->hidden, c->eps, h);
-    quantize_and_list(s, &w->gate, h, t);
+    prepare_input(s, &w->gate, h, t);
 }
 
 static void close_gates(tern_state *s, const tern_layer *w, size_t t)
@@ -155,7 +109,7 @@ static void enter_down(tern_state *s, const tern_layer *w, size_t t)
     take_product(s, &w->up, 1, t, h);
     gated_product(gate, h, c->ffn, h);
     if (w->ffn_sub_norm) rms_norm(s->model->kernels, h, w->ffn_sub_norm, c->ffn, c->eps, h);
-    quantize_and_list(s, &w->down, h, t);
+    prepare_input(s, &w->down, h, t);
 }
 
 static void leave_ffn(tern_state *s, const tern_layer *w, size_t t)
@@ -177,7 +131,7 @@ static void count_gates(tern_state *s)
 static void count_down_inputs(tern_state *s)
 {
     tern_counters *n = &s->counters[s->layer];
-    for (size_t t = 0; t < s->n_tokens; t++) {
+    for (size_t t = 0; t < s->n_acts; t++) {
         n->down_inputs += s->model->config.ffn;
         n->zero_down_inputs += s->in[t].n_zero;
     }
@@ -233,6 +187,7 @@ static void run_block(tern_state *s, const uint32_t *tokens, size_t n_tokens)
 {
     const size_t hidden = s->model->config.hidden;
     s->n_tokens = n_tokens;
+    s->n_acts = n_tokens * s->model->config.n_digits;
     extend_rope_table(s);
     for (size_t t = 0; t < n_tokens; t++)
         embed_f16(s->model->embed + tokens[t] * hidden, hidden, s->model->config.embed_scale,
@@ -245,9 +200,10 @@ void tern_forward(tern_state *s, const uint32_t *tokens, size_t n_tokens, float 
 {
     const tern_config *c = &s->model->config;
     const fp_mode caller_mode = fp_mode_swap(FP_MODE_DEFAULT);
+    const size_t block = TERN_TOKENS_BLOCK / c->n_digits;
     size_t n = 0;
     for (size_t done = 0; done < n_tokens; done += n) {
-        n = n_tokens - done < TERN_TOKENS_BLOCK ? n_tokens - done : TERN_TOKENS_BLOCK;
+        n = n_tokens - done < block ? n_tokens - done : block;
         run_block(s, tokens + done, n);
     }
     rms_norm(s->model->kernels, row(s->x, n - 1, c->hidden), s->model->final_norm, c->hidden,

@@ -26,15 +26,14 @@ static tern_gemm_fn *gemm_of(const tern_kernels *k, const tern_matrix *w)
     }
 }
 
-/* The GEMM for this block of tokens, or NULL. */
-static tern_gemm_fn *block_gemm(const tern_state *s, const tern_matrix *w)
+tern_gemm_fn *block_gemm(const tern_state *s, const tern_matrix *w)
 {
-    return s->n_tokens >= GEMM_TOKENS_MIN ? gemm_of(s->model->kernels, w) : NULL;
+    return s->n_acts >= GEMM_TOKENS_MIN ? gemm_of(s->model->kernels, w) : NULL;
 }
 
 bool pays_to_skip(const tern_state *s, const tern_matrix *w, size_t t)
 {
-    if (!s->zero_skip || block_gemm(s, w)) return false;
+    if (!s->zero_skip || w->n_groups > 1 || block_gemm(s, w)) return false;
     const bool is_cached = s->model->ternary_bytes <= CACHED_BYTES_MAX;
     const size_t live = w->n_in - s->in[t].n_zero;
     switch (w->orientation) {
@@ -123,29 +122,33 @@ static void gemv_items(const tern_kernels *k, const tern_matrix *w, const tern_a
 }
 
 /* Planes are walked in pieces that stay in the cache while all tokens of the block use them. */
-static void multiply_items(const product_job *job, size_t i, span items)
+static void multiply_items(const product_job *job, size_t i, span items, size_t thread)
 {
     enum { PIECE_OUTPUTS = 256 };
     tern_state *s = job->state;
     const tern_matrix *w = job->w[i];
     tern_gemm_fn *gemm = block_gemm(s, w);
+    if (w->n_groups > 1) {
+        multiply_groups(job, i, items, thread);
+        return;
+    }
     if (gemm) {
         const tern_act *acts[TERN_TOKENS_BLOCK];
-        for (size_t t = 0; t < s->n_tokens; t++) acts[t] = &s->in[t].act;
+        for (size_t t = 0; t < s->n_acts; t++) acts[t] = &s->in[t].act;
         if (items.begin < items.end)
-            gemm(w->plane, acts, s->n_tokens, product(s, job->first + i, 0), s->z_stride, w->n_out,
+            gemm(w->plane, acts, s->n_acts, product(s, job->first + i, 0), s->z_stride, w->n_out,
                  items.begin, items.end);
         return;
     }
     if (w->packing == TERN_F16) {
-        for (size_t t = 0; t < s->n_tokens; t++)
+        for (size_t t = 0; t < s->n_acts; t++)
             dot_items(s, w, s->h + t * s->width, float_product(s, job->first + i, t), items);
         return;
     }
-    const size_t piece = s->n_tokens == 1 ? w->n_out : PIECE_OUTPUTS / grain_of(w);
+    const size_t piece = s->n_acts == 1 ? w->n_out : PIECE_OUTPUTS / grain_of(w);
     for (size_t at = items.begin; at < items.end; at += piece) {
         const size_t stop = items.end - at < piece ? items.end : at + piece;
-        for (size_t t = 0; t < s->n_tokens; t++)
+        for (size_t t = 0; t < s->n_acts; t++)
             gemv_items(s->model->kernels, w, &s->in[t].act, product(s, job->first + i, t), at, stop);
     }
 }
@@ -154,11 +157,12 @@ static void multiply_open_rows(const product_job *job, size_t thread, size_t n_t
 {
     tern_state *s = job->state;
     const tern_matrix *w = job->w[0];
-    for (size_t t = 0; t < s->n_tokens; t++) {
-        const span mine = share(s->n_open[t], thread, n_threads);
+    for (size_t t = 0; t < s->n_acts; t++) {
+        const size_t token = t / s->model->config.n_digits;
+        const span mine = share(s->n_open[token], thread, n_threads);
         s->model->kernels->gemv_rows[w->packing](w->plane, &s->in[t].act,
-                                                 product(s, job->first, t), s->open[t], mine.begin,
-                                                 mine.end);
+                                                 product(s, job->first, t), s->open[token],
+                                                 mine.begin, mine.end);
     }
 }
 
@@ -173,7 +177,7 @@ static void run_product_job(void *arg, size_t thread, size_t n_threads)
     for (size_t i = 0; i < job->n_planes; i++) total += job_outputs(job->w[i]);
     const span mine = share(total, thread, n_threads);
     for (size_t i = 0; i < job->n_planes; i++) {
-        multiply_items(job, i, items_between(job->w[i], at, mine.begin, mine.end));
+        multiply_items(job, i, items_between(job->w[i], at, mine.begin, mine.end), thread);
         at += job_outputs(job->w[i]);
     }
 }
@@ -202,7 +206,7 @@ static void run_channels_by_token(void *arg, size_t thread, size_t n_threads)
     const product_job *job = arg;
     tern_state *s = job->state;
     const tern_matrix *w = job->w[0];
-    const span mine = share(s->n_tokens, thread, n_threads);
+    const span mine = share(s->n_acts, thread, n_threads);
     for (size_t t = mine.begin; t < mine.end; t++)
         s->model->kernels->gemv_channels(w->plane, &s->in[t].act, w->n_out,
                                          product(s, job->first, t), 0, n_visited(&s->in[t].act));
@@ -214,7 +218,7 @@ static void multiply_channels(tern_state *s, product_job *job)
         pool_run(s->pool, run_product_job, job);
         return;
     }
-    if (s->n_tokens > 1) {
+    if (s->n_acts > 1) {
         pool_run(s->pool, run_channels_by_token, job);
         return;
     }
@@ -241,12 +245,13 @@ static uint64_t plane_bytes(const tern_matrix *w)
     }
 }
 
-/* Book one plane for token t; `rows` of its n_out outputs were computed. */
+/* Book one plane for activations t; `rows` of its n_out outputs were computed.  The digits of a token
+ * share the bytes that were read. */
 static void count_plane(tern_state *s, const tern_matrix *w, size_t t, size_t rows)
 {
     tern_counters *n = &s->counters[s->layer];
     const tern_act *a = &s->in[t].act;
-    const uint64_t bytes = plane_bytes(w);
+    const uint64_t bytes = t % s->model->config.n_digits == 0 ? plane_bytes(w) : 0;
     n->multiplications += (uint64_t)w->n_out * w->n_in;
     n->weight_bytes += bytes;
     n->activations += w->n_in;
@@ -265,7 +270,9 @@ void multiply(tern_state *s, product_job *job)
         multiply_channels(s, job);
     else
         pool_run(s->pool, run_product_job, job);
-    for (size_t t = 0; t < s->n_tokens; t++)
+    for (size_t t = 0; t < s->n_acts; t++)
         for (size_t i = 0; i < job->n_planes; i++)
-            count_plane(s, job->w[i], t, job->open_rows_only ? s->n_open[t] : job->w[i]->n_out);
+            count_plane(s, job->w[i], t,
+                        job->open_rows_only ? s->n_open[t / s->model->config.n_digits]
+                                            : job->w[i]->n_out);
 }

@@ -7,6 +7,7 @@
 
 static const float ABSMAX_FLOOR =
     1e-5f; /* part of the model's definition: a zero row gives q = 0 */
+static const float DIGITS_FLOOR = 1e-30f; /* that of digits: only so that nothing divides by 0 */
 
 WIDE static void scale_by_gain(const float *x, float r, const float *gain, size_t n, float *y)
 {
@@ -70,11 +71,103 @@ WIDE void quantize(const float *x, size_t n, quantized *q)
     q->act = (tern_act){ .x = q->x, .n = n, .sum = sum };
 }
 
+/* d = the lowest digit of q, which becomes what is left: (q - d) / 255 */
+static inline int8_t take_digit(int32_t *q)
+{
+    enum { HALF = TERN_DIGIT_BASE / 2, LIFT = TERN_DIGITS_MAX_X / TERN_DIGIT_BASE + 2 };
+    const uint32_t lifted = (uint32_t)(*q + HALF + LIFT * TERN_DIGIT_BASE); /* positive */
+    const int32_t left = (int32_t)(lifted / TERN_DIGIT_BASE) - LIFT;
+    const int8_t digit = (int8_t)(*q - left * TERN_DIGIT_BASE);
+    *q = left;
+    return digit;
+}
+
+/* As quantize_one, to a larger integer. */
+static inline int32_t quantize_wide(float x, float a)
+{
+    float q = round_f32(x * a);
+    q = q > -(float)TERN_DIGITS_MAX_X ? q : -(float)TERN_DIGITS_MAX_X;
+    q = q < (float)TERN_DIGITS_MAX_X ? q : (float)TERN_DIGITS_MAX_X;
+    return (int32_t)q;
+}
+
+WIDE static void split_digits(const float *x, size_t n, float a, int8_t *low, int8_t *middle,
+                              int8_t *high)
+{
+    for (size_t i = 0; i < n; i++) {
+        int32_t q = quantize_wide(x[i], a);
+        low[i] = take_digit(&q);
+        middle[i] = take_digit(&q);
+        high[i] = (int8_t)q;
+    }
+}
+
+WIDE static void finish_digit(quantized *d, size_t n, float inverse)
+{
+    const size_t padded = (n + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
+    int32_t sum = 0, n_zero = 0;
+    memset(d->x + n, 0, padded - n);
+    for (size_t i = 0; i < n; i++) {
+        sum += d->x[i];
+        n_zero += d->x[i] == 0;
+    }
+    d->inverse = inverse;
+    d->n_zero = (size_t)n_zero;
+    d->act = (tern_act){ .x = d->x, .n = n, .sum = sum };
+}
+
+void quantize_digits(const float *x, size_t n, quantized d[TERN_DIGITS])
+{
+    const float largest = absmax(x, n);
+    const float a = (float)TERN_DIGITS_MAX_X / (largest > DIGITS_FLOOR ? largest : DIGITS_FLOOR);
+    split_digits(x, n, a, d[0].x, d[1].x, d[2].x);
+    for (size_t i = 0; i < TERN_DIGITS; i++) finish_digit(&d[i], n, 1.0f / a);
+}
+
+void sum_groups(quantized *q, size_t n_groups)
+{
+    const size_t n = q->act.n / n_groups;
+    for (size_t g = 0; g < n_groups; g++) {
+        int32_t sum = 0;
+        for (size_t i = 0; i < n; i++) sum += q->x[g * n + i];
+        q->sums[g] = sum;
+    }
+}
+
 void list_live(quantized *q)
 {
     q->act.n_live = list_channels(q->x, q->act.n, q->live, q->live_x);
     q->act.live = q->live;
     q->act.live_x = q->live_x;
+}
+
+/* Below 2^53, so exact in double; then rounded once. */
+static inline float value_of(digit_rows z, size_t i)
+{
+    const int32_t *low = z.z, *middle = low + z.stride, *high = middle + z.stride;
+    return (float)(((double)high[i] * TERN_DIGIT_BASE + middle[i]) * TERN_DIGIT_BASE + low[i]);
+}
+
+WIDE void dequantize_digits(digit_rows z, size_t n, float scale, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = value_of(z, i) * scale;
+}
+
+WIDE void dequantize_rows(digit_rows z, size_t n, const float *scales, float scale, float *y)
+{
+    if (z.n_digits == 1)
+        for (size_t i = 0; i < n; i++) y[i] = (float)z.z[i] * scales[i] * scale;
+    else
+        for (size_t i = 0; i < n; i++) y[i] = value_of(z, i) * scales[i] * scale;
+}
+
+WIDE void add_group(digit_rows z, size_t n, const float *scales, bool is_first, float *y)
+{
+    if (is_first) memset(y, 0, n * sizeof *y);
+    if (z.n_digits == 1)
+        for (size_t i = 0; i < n; i++) y[i] += (float)z.z[i] * scales[i];
+    else
+        for (size_t i = 0; i < n; i++) y[i] += value_of(z, i) * scales[i];
 }
 
 WIDE void dequantize(const int32_t *z, size_t n, float scale, float *y)

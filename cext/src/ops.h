@@ -22,6 +22,7 @@ typedef struct quantized {
     int8_t *x;      /* (capacity,) what act.x points to */
     uint32_t *live; /* (capacity,) */
     int8_t *live_x; /* (capacity + 1,) */
+    int32_t *sums;  /* (n_groups,) of act.x, when the matrix has groups */
 } quantized;
 
 /* y = x / sqrt(mean(x^2) + eps) * gain.  The sum of squares is kernels->dot_f32(x, x): 16 partial
@@ -32,8 +33,27 @@ void rms_norm(const tern_kernels *kernels, const float *x, const float *gain, si
 /* q = round_half_even(x * a), a = 127 / max(max |x|, 1e-5); all channels are visited. */
 void quantize(const float *x, size_t n, quantized *q);
 
+/* q = round_half_even(x * a), a = TERN_DIGITS_MAX_X / max(max |x|, 1e-30), as digits in base
+ * TERN_DIGIT_BASE, the lowest first: q = d[0].x + 255 d[1].x + ...; `inverse` is that of q. */
+void quantize_digits(const float *x, size_t n, quantized d[TERN_DIGITS]);
+
+/* sums[g] of n_groups equal runs of the input */
+void sum_groups(quantized *q, size_t n_groups);
+
 /* Visit only the channels that are not 0. */
 void list_live(quantized *q);
+
+/* Integer products of the digits of one token, 1 or TERN_DIGITS: row d is z + d * stride. */
+typedef struct digit_rows {
+    const int32_t *z;
+    size_t stride, n_digits;
+} digit_rows;
+
+/* With v the product, exact and then rounded once: y = v * scale, y = v * scales * scale, and of one
+ * group after another y = v * scales (the first), y += v * scales. */
+void dequantize_digits(digit_rows z, size_t n, float scale, float *y);
+void dequantize_rows(digit_rows z, size_t n, const float *scales, float scale, float *y);
+void add_group(digit_rows z, size_t n, const float *scales, bool is_first, float *y);
 
 /* y = z * scale, and y += z * scale */
 void dequantize(const int32_t *z, size_t n, float scale, float *y);

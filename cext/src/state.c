@@ -27,8 +27,30 @@ static size_t larger(size_t a, size_t b)
 static bool take_quantized(tern_state *s, quantized *q)
 {
     const size_t capacity = s->z_stride; /* a whole number of blocks of every kind */
-    return (q->x = take(s, capacity, 1)) && (q->live = take(s, capacity, sizeof *q->live)) &&
+    enum { BEYOND = 64 }; /* a short last group is read in whole vectors */
+    return (q->x = take(s, capacity + BEYOND, 1)) && (q->live = take(s, capacity, sizeof *q->live)) &&
            (q->live_x = take(s, capacity + 1, 1));
+}
+
+static bool has_groups(const tern_model *m)
+{
+    for (size_t i = 0; i < m->config.n_layers; i++) {
+        const tern_layer *w = &m->layers[i];
+        const tern_matrix *all[] = { &w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down };
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++)
+            if (all[j]->n_groups > 1) return true;
+    }
+    return false;
+}
+
+static bool take_groups(tern_state *s)
+{
+    enum { B = TERN_TOKENS_BLOCK };
+    if (!has_groups(s->model)) return true;
+    for (size_t t = 0; t < B; t++)
+        if (!(s->in[t].sums = take(s, s->width / TERN_GROUP_STEP + 1, sizeof(int32_t))))
+            return false;
+    return (s->group_sums = take(s, TERN_THREADS_MAX * B * TERN_PANEL, sizeof(int32_t)));
 }
 
 static bool take_caches(tern_state *s)
@@ -73,7 +95,7 @@ tern_state *tern_state_new(const tern_model *model, size_t context, size_t n_thr
     s->z_stride = (s->width + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
     kv_init(s, kv_bits, kv_group_size);
     s->pool = pool_new(n_threads);
-    if (!s->pool || !take_caches(s) || !take_scratch(s) || !head_take(s)) {
+    if (!s->pool || !take_caches(s) || !take_scratch(s) || !take_groups(s) || !head_take(s)) {
         tern_state_free(s);
         return NULL;
     }

@@ -68,7 +68,8 @@ struct tern_state {
     bool zero_skip;
 
     size_t layer;    /* the one being computed */
-    size_t n_tokens; /* of this block, 0 < n_tokens <= B */
+    size_t n_tokens; /* of this block, 0 < n_tokens * n_digits <= B */
+    size_t n_acts;   /* n_tokens * n_digits: the digits of a token are rows of the integer products */
 
     kv_cache kv;
     float *cosines, *sines; /* (context, head_dim / 2) */
@@ -80,9 +81,10 @@ struct tern_state {
     float *h;                          /* (B, width)               a matrix's float input */
     float *queries;                    /* (B, n_heads * head_dim)  rotated */
     float *gates;                      /* (B, ffn)                 activated */
-    int32_t *z[3];                     /* (B, z_stride) each       integer products */
+    int32_t *z[3];                     /* (B, z_stride) each       integer products of digits */
     int32_t *partial;                  /* (TERN_THREADS_MAX, z_stride)  shares of sums */
-    quantized in[TERN_TOKENS_BLOCK];   /* a matrix's quantised input */
+    quantized in[TERN_TOKENS_BLOCK];   /* a matrix's quantised input, n_digits for each token */
+    int32_t *group_sums;               /* (TERN_THREADS_MAX, B, TERN_PANEL)  of one group of inputs */
     uint32_t *open[TERN_TOKENS_BLOCK]; /* (ffn,) rows of up to compute */
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
@@ -90,9 +92,15 @@ struct tern_state {
     head_scratch head;
     tern_head_counters head_counters;
 
-    void *owned[3 * TERN_TOKENS_BLOCK + 48]; /* all of the above, for tern_state_free */
+    void *owned[4 * TERN_TOKENS_BLOCK + 48]; /* all of the above, for tern_state_free */
     size_t n_owned;
 };
+
+/* Row t of (B, width). */
+static inline float *row(float *base, size_t t, size_t width)
+{
+    return base + t * width;
+}
 
 /* Zeroed memory aligned to a cache line that tern_state_free gives back; NULL when there is none. */
 void *state_take(tern_state *s, size_t count, size_t size);

@@ -78,14 +78,19 @@ class Reference:
         return x / np.sqrt(mean_square + 1e-5) * self.weights[f"{name}.weight"]
 
     def linear(self, x, name):
-        """BitLinear: int8 absmax activations a token, exact integer product, the plane's scale."""
+        """The product with a ternary matrix; in W1.58A8 of int8 absmax activations a token."""
+        weights, scales = self.weights[f"{name}.weight"], self.weights[f"{name}.weight_scale"]
+        if scales.ndim == 2:
+            weights = weights * np.repeat(scales.T, weights.shape[1] // len(scales), axis=1)
+            scales = 1.0
+        if self.shape.activation_bits == 16:
+            return x @ weights.T * scales
         a = 127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
         scaled = x * a
         away = np.abs(scaled - np.floor(scaled) - 0.5)
         self.margin = min(self.margin, float(away.min()))
         q = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
-        z = q @ self.weights[f"{name}.weight"].T
-        return z * self.weights[f"{name}.weight_scale"] / a
+        return q @ weights.T * scales / a
 
     def rotate(self, x):
         """Rotate-half RoPE over (positions, heads, head_dim)."""

@@ -91,6 +91,25 @@ def test_qwen3_needs_its_head_norms():
         _core.Model(toy.config, tensors)
 
 
+@pytest.mark.parametrize("bits", [0, 4, 32, "8", None, True])
+def test_wrong_activation_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="^quantization_config activation_bits: expected 8 or 16"):
+        load({"quantization_config": {"layout": 1, "activation_bits": bits}})
+
+
+def test_float_activations_are_for_trits_only():
+    with pytest.raises(ValueError, match=r"activation_bits: expected 8 in layout 5, got 16"):
+        load({"quantization_config": {"layout": 5, "activation_bits": 16}})
+
+
+def test_matrices_of_one_input_need_one_number_of_groups():
+    name = f"{AT}.self_attn.k_proj.weight_scale"
+    with pytest.raises(
+        ValueError, match=rf"^tensor {AT}: expected one number of groups .* 1, 2, 1"
+    ):
+        load(tensors={name: ("F32", (2, 64), floats(2, 64))})
+
+
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="num_key_value_heads: expected a divisor of 3 heads"):
         load({"num_attention_heads": 3, "num_key_value_heads": 2})
@@ -133,6 +152,28 @@ TENSORS = [
         f"{AT}.mlp.up_proj.weight_scale",
         ("F32", (1,), memoryview(np.array([0], "f4")).cast("B")),
         "expected a finite number above 0, got 0",
+    ),
+    (
+        f"{AT}.mlp.up_proj.weight_scale",
+        ("F32", (1, 255), floats(255)),
+        r"expected shape \(1,\) or \(G, 256\) with G a divisor of 128, got \(1, 255\)",
+    ),
+    (f"{AT}.mlp.up_proj.weight_scale", ("F32", (0, 256), floats(0)), r"expected shape \(1,\) or"),
+    (f"{AT}.mlp.up_proj.weight_scale", ("F32", (3, 256), floats(768)), r"expected shape \(1,\) or"),
+    (
+        f"{AT}.mlp.up_proj.weight_scale",
+        ("F32", (2, 256), floats(512)),
+        r"expected a plane of lines \(layout 1\) for 2 groups, got rows",
+    ),
+    (
+        f"{AT}.mlp.down_proj.weight_scale",
+        ("F32", (128, 128), floats(128, 128)),
+        "expected groups of a multiple of 4 inputs, got 128 groups of 2",
+    ),
+    (
+        f"{AT}.mlp.down_proj.weight_scale",
+        ("F32", (1, 128), memoryview(np.full(128, -1, "f4")).cast("B")),
+        "expected a finite number from 0, got -1",
     ),
     ("lm_head.weight", ("F16", (50, 128), memoryview(bytes(12800))), r"unknown \(1 in all\)"),
 ]

@@ -94,6 +94,14 @@ class Shape:
     head_norms: bool = False
     minicpm: tuple[float, float, float] | None = None  # scale_emb, scale_depth, dim_model_base
     context: int = 512
+    activation_bits: int = 8
+    group: int | None = None  # inputs that share a scale of an output; 0: all of a row
+
+    def scales(self, n_out: int, n_in: int) -> tuple[int, ...]:
+        """Shape of a weight_scale."""
+        if self.group is None:
+            return (1,)
+        return (n_in // self.group if self.group else 1, n_out)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -166,7 +174,7 @@ def toy_config(s: Shape) -> dict[str, Any]:
         "rope_scaling": None if s.rope is None else dict(s.rope),
         "hidden_act": s.act,
         "tie_word_embeddings": s.tied,
-        "quantization_config": {"layout": s.layout},
+        "quantization_config": {"layout": s.layout, "activation_bits": s.activation_bits},
         "bos_token_id": 0,
         "eos_token_id": 1,
     }
@@ -200,7 +208,7 @@ def make_toy(shape: Shape, seed: int = 0) -> Toy:
         for projection, (n_out, n_in) in shape.sizes.items():
             part = "self_attn" if projection in "qkvo" else "mlp"
             name = f"{at}.{part}.{projection}_proj"
-            scale = (0.5 + rng.random()) / np.sqrt(n_in)
             weights[f"{name}.weight"] = random_trits(rng, n_out, n_in)
-            weights[f"{name}.weight_scale"] = np.array([scale], np.float32)
+            scale = (0.5 + rng.random(shape.scales(n_out, n_in))) / np.sqrt(n_in)
+            weights[f"{name}.weight_scale"] = scale.astype(np.float32)
     return Toy(shape, toy_config(shape), weights, seed)

@@ -158,6 +158,29 @@ cdef extern from "forward.h" nogil:
         const tern_kernels *kernels
         size_t ternary_bytes
 
+    enum:
+        TERN_PROJECTIONS
+        TERN_LORA_PANEL
+        TERN_LORA_RANK_MAX
+
+    ctypedef struct tern_lora:
+        size_t rank
+        const float *a
+        const float *b
+        float scale
+
+    ctypedef struct tern_adapter:
+        const tern_lora *loras
+        size_t rank_max
+
+    ctypedef enum tern_float:
+        TERN_FLOAT32
+        TERN_FLOAT16
+        TERN_BFLOAT16
+
+    void tern_widen(tern_float kind, const uint8_t *bytes, size_t n, float *to)
+    void tern_lora_pack(const float *b, size_t n_out, size_t rank, float *panels)
+
     ctypedef struct tern_counters:
         uint64_t multiplications, multiplications_skipped
         uint64_t weight_bytes, weight_bytes_skipped
@@ -177,6 +200,7 @@ cdef extern from "forward.h" nogil:
     void tern_state_free(tern_state *state)
     bint tern_state_set_threads(tern_state *state, size_t n_threads)
     void tern_state_set_zero_skip(tern_state *state, bint zero_skip)
+    bint tern_state_set_adapter(tern_state *state, const tern_adapter *adapter)
     void tern_forward(tern_state *state, const uint32_t *tokens, size_t n_tokens, float *logits)
     size_t tern_state_n_past(const tern_state *state)
     void tern_state_truncate(tern_state *state, size_t n_past)

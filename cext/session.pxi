@@ -25,6 +25,7 @@ cdef class Session:
     """A KV cache, its threads and the last hidden state.  One thread at a time may use it."""
 
     cdef Model model
+    cdef Adapter _adapter
     cdef tern_state *state
     cdef bytearray _logits
     cdef bint has_hidden, has_logits, is_busy
@@ -34,7 +35,8 @@ cdef class Session:
     cdef readonly int kv_bits, kv_group_size
 
     def __cinit__(self, Model model not None, Py_ssize_t context, int threads=1,
-                  bint zero_skip=True, int kv_bits=16, int kv_group_size=64):
+                  bint zero_skip=True, int kv_bits=16, int kv_group_size=64,
+                  Adapter adapter=None):
         if not 1 <= context <= model.context:
             raise ValueError(f"context: expected 1 to {model.context} positions, got {context}")
         check_threads(threads)
@@ -51,6 +53,7 @@ cdef class Session:
                                         kv_group_size)
         if self.state == NULL:
             raise MemoryError(f"no memory or threads for a context of {context} positions")
+        self.set_adapter(adapter)
 
     def __dealloc__(self):
         tern_state_free(self.state)
@@ -97,6 +100,22 @@ cdef class Session:
         self.has_hidden = True
         self.has_logits = False
         self.is_busy = False
+
+    @property
+    def adapter(self):
+        return self._adapter
+
+    def set_adapter(self, Adapter adapter):
+        """Use ``adapter``, or none, from now on; the KV cache is of another function: forget it."""
+        self.check_idle()
+        if adapter is self._adapter:
+            return
+        if adapter is not None and adapter.model is not self.model:
+            raise ValueError("adapter: expected one that was made for this session's model")
+        if not tern_state_set_adapter(self.state, NULL if adapter is None else &adapter.adapter):
+            raise MemoryError("no memory for an adapter")
+        self._adapter = adapter
+        self.has_hidden = self.has_logits = False
 
     def truncate(self, Py_ssize_t n_past):
         """Forget every position from ``n_past`` on, and the logits."""

@@ -142,6 +142,34 @@ class Model:
     def scan_bytes(self) -> int:
         """Bytes of the planes of the two-stage head; 0 when the model has none."""
 
+class Adapter:
+    """Low-rank additions for the projections of one model, checked once, in float32."""
+
+    def __init__(
+        self,
+        model: Model,
+        modules: Mapping[
+            str,
+            tuple[
+                float,
+                tuple[str, tuple[int, ...], memoryview],
+                tuple[str, tuple[int, ...], memoryview],
+            ],
+        ],
+    ) -> None:
+        """Check everything against the model and copy it: y += scale * B (A x).
+
+        Args:
+            model: the only one whose sessions may use it.
+            modules: "model.layers.N.self_attn.q_proj", ... to (scale, A, B); A is (rank, in) and B
+                (out, rank), each (F32, F16 or BF16; shape; bytes).
+
+        Raises:
+            ValueError: what was expected, what came, and of which module.
+        """
+    @property
+    def n_parameters(self) -> int: ...
+
 class Session:
     """A KV cache, its threads and the last hidden state.  One thread at a time may use it."""
 
@@ -153,6 +181,7 @@ class Session:
         zero_skip: bool = True,
         kv_bits: int = 16,
         kv_group_size: int = 64,
+        adapter: Adapter | None = None,
     ) -> None:
         """Take memory and threads.
 
@@ -163,6 +192,7 @@ class Session:
             zero_skip: skip zeros; the bits do not depend on it.
             kv_bits: bits of a number in the KV cache: 16, 8 or 4; 32 is the reference.
             kv_group_size: channels that share a scale in 8 and 4 bits, a multiple of 32.
+            adapter: one of this model, or None.
 
         Raises:
             ValueError: something is out of range.
@@ -194,6 +224,16 @@ class Session:
         Raises:
             ValueError: no tokens, or an id outside the vocabulary; nothing was changed.
             OverflowError: they do not fit the free part of the KV cache; nothing was changed.
+            RuntimeError: another thread is using this session.
+        """
+    @property
+    def adapter(self) -> Adapter | None: ...
+    def set_adapter(self, adapter: Adapter | None) -> None:
+        """Use ``adapter``, or none, from now on; another one than before empties the KV cache.
+
+        Raises:
+            ValueError: it was made for another model; nothing was changed.
+            MemoryError: there is no memory for it; nothing was changed.
             RuntimeError: another thread is using this session.
         """
     def truncate(self, n_past: int) -> None:

@@ -105,6 +105,45 @@ typedef struct tern_model {
     size_t ternary_bytes; /* of all planes: do they stay in a cache from one token to the next? */
 } tern_model;
 
+/* The matrices of a layer, in the order of an adapter. */
+typedef enum tern_projection {
+    TERN_Q,
+    TERN_K,
+    TERN_V,
+    TERN_O,
+    TERN_GATE,
+    TERN_UP,
+    TERN_DOWN,
+    TERN_PROJECTIONS,
+} tern_projection;
+
+/* A low-rank addition beside one ternary product, from the float input as it was before it was
+ * quantised; every step in float32:
+ *
+ *       u[j] = (A[j] . x) * scale                     in the order of dot_f32
+ *       y[o] = y[o] + (u[0] B[o][0] + u[1] B[o][1] + ...)   in the order of mix_f32 */
+typedef struct tern_lora {
+    size_t rank;    /* 0: none, and the rest is unused */
+    const float *a; /* (rank, n_in) */
+    const float *b; /* (ceil(n_out / 256), rank, 256): the transpose in panels; padding is 0 */
+    float scale;
+} tern_lora;
+
+enum { TERN_LORA_PANEL = 256, TERN_LORA_RANK_MAX = 1024 };
+
+typedef struct tern_adapter {
+    const tern_lora *loras; /* (n_layers, TERN_PROJECTIONS) */
+    size_t rank_max;        /* of all of them */
+} tern_adapter;
+
+typedef enum tern_float { TERN_FLOAT32, TERN_FLOAT16, TERN_BFLOAT16 } tern_float;
+
+/* `n` little-endian numbers, aligned or not, to float32: exact. */
+void tern_widen(tern_float kind, const uint8_t *bytes, size_t n, float *to);
+
+/* (n_out, rank) in rows to the panels of a tern_lora. */
+void tern_lora_pack(const float *b, size_t n_out, size_t rank, float *panels);
+
 /* What zero activations and closed gates saved, in one layer since the last reset. */
 typedef struct tern_counters {
     uint64_t multiplications, multiplications_skipped;
@@ -139,6 +178,10 @@ void tern_state_free(tern_state *state);
 /* Replace the threads.  False when they cannot be had; the state is then unchanged. */
 bool tern_state_set_threads(tern_state *state, size_t n_threads);
 void tern_state_set_zero_skip(tern_state *state, bool zero_skip);
+
+/* Use `adapter` from now on, NULL for none; it must outlive its use.  Forgets every position, for their
+ * keys and values are of another function.  False when memory is lacking; nothing has changed then. */
+bool tern_state_set_adapter(tern_state *s, const tern_adapter *adapter);
 
 /* Append `tokens` to the KV cache and write the logits of the last one.
  *

@@ -6,7 +6,7 @@
  * number of threads. */
 #include "fpenv.h"
 #include "head.h"
-#include "multiply.h"
+#include "lora.h"
 #include "variants.h"
 
 /* ---- phases over tokens ---- */
@@ -158,15 +158,19 @@ static void run_layer(tern_state *s)
 {
     const tern_layer *w = &s->model->layers[s->layer];
     over_tokens(s, enter_attention);
+    adapt(s, TERN_Q, (const tern_matrix *[]){ &w->q, &w->k, &w->v }, 3);
     multiply(s, &(product_job){ .state = s, .w = { &w->q, &w->k, &w->v }, .n_planes = 3 });
     over_tokens(s, rotate_and_store);
     attend(s);
     over_tokens(s, leave_attention);
+    adapt(s, TERN_O, (const tern_matrix *[]){ &w->o }, 1);
     multiply(s, &(product_job){ .state = s, .w = { &w->o }, .n_planes = 1 });
     over_tokens(s, enter_ffn);
+    adapt(s, TERN_GATE, (const tern_matrix *[]){ &w->gate, &w->up }, 2);
     multiply_gate_and_up(s, w);
     over_tokens(s, enter_down);
     count_down_inputs(s);
+    adapt(s, TERN_DOWN, (const tern_matrix *[]){ &w->down }, 1);
     multiply(s, &(product_job){ .state = s, .w = { &w->down }, .n_planes = 1 });
     over_tokens(s, leave_ffn);
 }

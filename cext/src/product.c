@@ -3,7 +3,7 @@
  * W1.58A8 quantises the input to one int8 a token.  W1.58A16 does not quantise: an input becomes an
  * integer of 23 bits, as three int8 digits in base 255, which the integer products take for three
  * tokens; their sums are put together exactly and rounded once. */
-#include "multiply.h"
+#include "lora.h"
 
 static digit_rows digits_of(const tern_state *s, size_t i, size_t t)
 {
@@ -49,13 +49,15 @@ void take_product(const tern_state *s, const tern_matrix *w, size_t i, size_t t,
         dequantize_digits(z, w->n_out, w->scale * inverse, y);
     else
         dequantize(z.z, w->n_out, w->scale * inverse, y);
+    if (s->lora.is_on[i]) add_scaled(lora_delta(s, i, t), w->n_out, 1.0f, y);
 }
 
-/* Products that go to the residual stream as they are: W1.58A8 with one scale a matrix. */
+/* Products that go to the residual stream as they are: W1.58A8 with one scale a matrix, no adapter. */
 static bool is_plain(const tern_state *s, const tern_matrix *w)
 {
     const tern_config *c = &s->model->config;
-    return w->packing != TERN_F16 && !w->scales && c->n_digits == 1 && c->residual_scale == 1.0f;
+    return w->packing != TERN_F16 && !w->scales && c->n_digits == 1 && c->residual_scale == 1.0f &&
+           !s->lora.is_on[0];
 }
 
 void add_product(const tern_state *s, const tern_matrix *w, size_t t, float *x)

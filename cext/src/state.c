@@ -1,5 +1,5 @@
 /* state.c - life cycle of a tern_state: all memory is taken here, none later. */
-#include "state.h"
+#include "lora.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -106,6 +106,7 @@ void tern_state_free(tern_state *s)
 {
     if (!s) return;
     pool_free(s->pool);
+    lora_free(s);
     for (size_t i = 0; i < s->n_owned; i++) free(s->owned[i]);
     free(s);
 }

@@ -60,6 +60,15 @@ typedef struct head_scratch {
     size_t n_guess[TERN_THREADS_MAX];
 } head_scratch;
 
+/* What an adapter needs; only lora.c looks inside. */
+typedef struct lora_scratch {
+    const tern_adapter *adapter; /* NULL: none */
+    size_t rank_max;
+    float *low;    /* (3, B, rank_max)  A x of up to three products */
+    float *delta;  /* (3, B, z_stride)  B A x */
+    bool is_on[3]; /* has product i of this job an addition? */
+} lora_scratch;
+
 /* Tokens of one block; B is TERN_TOKENS_BLOCK. */
 struct tern_state {
     const tern_model *model;
@@ -89,6 +98,7 @@ struct tern_state {
     size_t n_open[TERN_TOKENS_BLOCK];
     tern_counters *counters; /* (n_layers,) */
     float *hidden;           /* (hidden,) of the last token, after the final norm */
+    lora_scratch lora;
     head_scratch head;
     tern_head_counters head_counters;
 

@@ -30,7 +30,7 @@ class Subject:
             ModelError: it is not a sound model.
             ConfigError: the kernel or `kv_bits` is not to be had.
         """
-        files = open_model(path)
+        files = open_model(path, comparison=True)
         try:
             _core.Kernels(kernel)
         except ValueError as err:

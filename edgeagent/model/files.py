@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent.errors import ModelError
+from edgeagent.model.adapter import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    Modules,
+    map_adapter,
+)
 from edgeagent.model.safetensors import SafetensorsFile
 from ota.errors import ReleaseFormatError
 from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, FileEntry, Release, parse_release
@@ -111,6 +117,7 @@ class ModelFiles:
     release: Release
     config: Mapping[str, Any]
     tensors: Tensors
+    adapter: Modules | None = None
 
 
 def _shards(path: Path, release: Release) -> dict[str, list[str]]:
@@ -125,29 +132,54 @@ def _shards(path: Path, release: Release) -> dict[str, list[str]]:
     return shards
 
 
-def _check_layout(config: Mapping[str, Any]) -> None:
+def _check_layout(config: Mapping[str, Any], comparison: bool) -> None:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict):
         raise ModelError(
             f"{CONFIG_NAME}: no quantization_config: not a packed model, run `edgeagent convert`"
         )
     method, layout = quantization.get("quant_method"), quantization.get("layout")
-    if method != QUANT_METHOD or layout not in (*LAYOUTS, *COMPARISON_LAYOUTS):
+    allowed = (*LAYOUTS, *COMPARISON_LAYOUTS) if comparison else LAYOUTS
+    if method != QUANT_METHOD or type(layout) is not int or layout not in allowed:
         raise ModelError(
             f"{CONFIG_NAME}: expected quant_method {QUANT_METHOD!r} layout 1 or 2, "
             f"got {method!r} layout {layout!r}: run `edgeagent convert`"
         )
 
 
-def open_model(path: Path) -> ModelFiles:
+def read_adapter(path: Path) -> Modules:
+    """Read the adapter in the directory `path`, which need not be a model's.
+
+    Raises:
+        ModelError: there is none, or one that the engine cannot use.
+    """
+    return map_adapter(path, read_json(path / ADAPTER_CONFIG_NAME))
+
+
+def _adapter_of(path: Path, release: Release) -> Modules | None:
+    """Return the adapter that is part of a model: the files that its release names."""
+    names = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
+    named = [name for name in names if name in release.files]
+    if not named:
+        return None
+    if len(named) == 1:
+        raise ModelError(f"{path}: expected {' and '.join(names)} or neither, got {named[0]} alone")
+    return read_adapter(path)
+
+
+def open_model(path: Path, *, comparison: bool = False) -> ModelFiles:
     """Verify and map the model directory `path`.
+
+    Args:
+        path: the directory.
+        comparison: take the layouts 3 to 5 too, which exist to be measured.
 
     Raises:
         ModelError: anything wrong with any file; nothing stays open.
     """
     release = verify(path)
     config = read_json(path / CONFIG_NAME)
-    _check_layout(config)
+    _check_layout(config, comparison)
     tensors: Tensors = {}
     for shard, names in _shards(path, release).items():
         file = SafetensorsFile(path / shard)
@@ -156,4 +188,4 @@ def open_model(path: Path) -> ModelFiles:
             raise ModelError(f"{shard}: {odd}: {INDEX_NAME} and the shard's header disagree")
         for name in names:
             tensors[name] = file.tensor(name)
-    return ModelFiles(path, release, config, tensors)
+    return ModelFiles(path, release, config, tensors, _adapter_of(path, release))

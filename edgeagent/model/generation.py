@@ -15,7 +15,8 @@ from typing import Any
 
 from edgeagent import _core
 from edgeagent.errors import ContextFull, ModelError
-from edgeagent.model.files import open_model
+from edgeagent.model.adapter import Modules
+from edgeagent.model.files import open_model, read_adapter
 from edgeagent.model.stop import StopMatcher
 from edgeagent.model.tokenizer import Tokenizer
 from ota.release import Health, Release
@@ -119,13 +120,24 @@ class LoadedModel:
         zero_skip: bool = True,
         kv_bits: int = 16,
         kv_group_size: int = 64,
+        context: int | None = None,
     ) -> None:
         """Verify, map and check everything, then allocate the KV cache.
 
+        Args:
+            path: the model directory; an adapter that its release names is used from the start.
+            threads: compute threads.
+            kernel: a variant's name; None for the best one.
+            zero_skip: skip zeros unless a query says otherwise.
+            kv_bits: bits of a number in the KV cache.
+            kv_group_size: channels that share a scale in 8 and 4 bits.
+            context: positions of the KV cache; None for all that the model has.  A model with
+                longrope takes its short factors for a context up to that of its first training.
+
         Raises:
             ModelError: the directory is not a sound model, or its numbers do not fit the engine.
-            ValueError: `kernel` is unknown here, or `threads`, `kv_bits` or `kv_group_size` is out
-                of range.
+            ValueError: `kernel` is unknown here, or `threads`, `kv_bits`, `kv_group_size` or
+                `context` is out of range.
         """
         files = open_model(path)
         self.path = path
@@ -143,10 +155,30 @@ class LoadedModel:
             )
         self._zero_skip = zero_skip
         self._stop_ids = _stop_ids(files.config)
+        adapter = None if files.adapter is None else self._adapter(files.adapter, path)
+        positions = self.core.context if context is None else context
         self.session = _core.Session(
-            self.core, self.core.context, threads, zero_skip, kv_bits, kv_group_size
+            self.core, positions, threads, zero_skip, kv_bits, kv_group_size, adapter
         )
         self._seen: list[int] = []  # the tokens in the KV cache
+
+    def _adapter(self, modules: Modules, path: Path) -> _core.Adapter:
+        try:
+            return _core.Adapter(self.core, modules)
+        except ValueError as err:
+            raise ModelError(f"{path}: {err}") from err
+
+    def set_adapter(self, path: Path | None) -> None:
+        """Use the adapter in the directory `path` from the next query on; None for none.
+
+        The base model stays where it is; the KV cache, which another function filled, is emptied.
+
+        Raises:
+            ModelError: there is no adapter, or one that does not fit; nothing has changed then.
+        """
+        adapter = None if path is None else self._adapter(read_adapter(path), path)
+        self.session.set_adapter(adapter)
+        self._seen.clear()
 
     def encode(self, prompt: str | None, messages: Sequence[Mapping[str, str]] | None) -> list[int]:
         """Return the token ids of a raw prompt or of chat messages."""
@@ -258,8 +290,9 @@ class LoadedModel:
     def logits_sha256(self, prompt: Sequence[int]) -> str:
         """Hash the last position's logits after `prompt`, in a float32 KV cache of its own."""
         session = _core.Session(
-            self.core, len(prompt), self.session.threads, self._zero_skip, HEALTH_KV_BITS
-        )
+            self.core, len(prompt), self.session.threads, self._zero_skip, HEALTH_KV_BITS,
+            adapter=self.session.adapter,
+        )  # fmt: skip
         session.eval(prompt)
         return hashlib.sha256(session.logits()).hexdigest()
 

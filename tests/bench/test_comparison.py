@@ -8,6 +8,7 @@ from edgeagent.bench.comparison import COMPARISONS, ensure_comparison, pack_bina
 from edgeagent.bench.model_dir import Wanted, ensure_model
 from edgeagent.bench.shapes import SHAPES
 from edgeagent.bench.subject import greedy
+from edgeagent.errors import ModelError
 from edgeagent.model.files import open_model
 
 
@@ -38,7 +39,7 @@ def tiny(tmp_path_factory):
 
 
 def logits_of(path, kernel, threads, parts=1, steps=4):
-    files = open_model(path)
+    files = open_model(path, comparison=True)
     model = _core.Model(dict(files.config), files.tensors, kernel)
     session = _core.Session(model, 64, threads, True)
     prompt = list(range(2, 22))
@@ -56,6 +57,12 @@ def test_logits_do_not_depend_on_variant_threads_or_split(tiny, weights):
     want = logits_of(path, "scalar", 1)
     assert logits_of(path, None, 2) == want
     assert logits_of(path, None, 1, parts=2) == want
+
+
+def test_only_a_measurement_opens_them(tiny):
+    path = ensure_comparison(tiny, SHAPES["tiny"], "int8", lambda _: None)
+    with pytest.raises(ModelError, match="layout 1 or 2, got 'edgeagent' layout 4"):
+        open_model(path)
 
 
 def test_repacked_trits_are_the_same_model(tiny):

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from tests.core.toy import Shape, Toy, make_toy
+from tests.core.toy import Lora, Shape, Toy, make_toy
 
 F32_EFFECT = 3e-5  # activations reach 127 and carry a relative error of some 2e-7 in float32
 
@@ -51,8 +51,9 @@ def frequencies(shape: Shape, context: int) -> tuple[np.ndarray, float]:
 class Reference:
     """One forward pass over a whole sequence."""
 
-    def __init__(self, toy: Toy, context: int = 64) -> None:
+    def __init__(self, toy: Toy, context: int = 64, adapter: Lora | None = None) -> None:
         self.toy = toy
+        self.adapter = adapter or {}
         self.context = context  # of the session: it decides which factors longrope takes
         self.shape = toy.shape
         self.weights = {
@@ -83,14 +84,18 @@ class Reference:
         if scales.ndim == 2:
             weights = weights * np.repeat(scales.T, weights.shape[1] // len(scales), axis=1)
             scales = 1.0
+        extra = 0.0
+        if name in self.adapter:
+            scale, a, b = self.adapter[name]
+            extra = scale * (x @ a.T.astype(np.float64)) @ b.T.astype(np.float64)
         if self.shape.activation_bits == 16:
-            return x @ weights.T * scales
+            return x @ weights.T * scales + extra
         a = 127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
         scaled = x * a
         away = np.abs(scaled - np.floor(scaled) - 0.5)
         self.margin = min(self.margin, float(away.min()))
         q = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
-        return q @ weights.T * scales / a
+        return q @ weights.T * scales / a + extra
 
     def rotate(self, x):
         """Rotate-half RoPE over (positions, heads, head_dim)."""

@@ -153,6 +153,29 @@ def test_equal_scales_a_row_are_one_scale(bits):
         assert np.abs(got - want).max() < 1e-3, group
 
 
+def test_longrope_counts_the_context_of_the_session():
+    """The factors are those of the KV cache's size, whatever is in it."""
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 32,
+        "long_factor": [4.0] * 32,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.0,
+    }
+    toy = make_toy(Shape(rope=rope))
+    plain = make_toy(dataclasses.replace(toy.shape, rope=None))
+    linear = make_toy(dataclasses.replace(toy.shape, rope={"rope_type": "linear", "factor": 4.0}))
+    for context, same in ((32, plain), (33, linear)):
+        got = logits_in(toy, context)
+        assert np.array_equal(got, logits_in(same, context))
+
+
+def logits_in(toy, context):
+    session = _core.Session(_core.Model(toy.config, toy.tensors()), context, kv_bits=32)
+    session.eval(TOKENS)
+    return bits(session)
+
+
 def test_truncate_then_eval_equals_a_fresh_session():
     toy = make_toy(Shape())
     model = _core.Model(toy.config, toy.tensors())

@@ -180,6 +180,39 @@ def toy_config(s: Shape) -> dict[str, Any]:
     }
 
 
+#: Module name to (scale, A (rank, in), B (out, rank)).
+Lora = dict[str, tuple[float, npt.NDArray[Any], npt.NDArray[Any]]]
+
+
+def make_lora(shape: Shape, rank: int = 4, seed: int = 0, projections=PROJECTIONS) -> Lora:
+    """Make a random adapter whose effect is of the size of the product's."""
+    rng = np.random.default_rng(seed)
+    lora: Lora = {}
+    for i in range(shape.layers):
+        for projection in projections:
+            n_out, n_in = shape.sizes[projection]
+            part = "self_attn" if projection in "qkvo" else "mlp"
+            a = rng.standard_normal((rank, n_in)) / np.sqrt(n_in)
+            b = rng.standard_normal((n_out, rank)) / np.sqrt(rank)
+            name = f"model.layers.{i}.{part}.{projection}_proj"
+            lora[name] = (0.3, a.astype(np.float32), b.astype(np.float32))
+    return lora
+
+
+def lora_tensor(array: npt.NDArray[Any], dtype: str = "F32"):
+    """Give one matrix as a safetensors tensor; BF16 keeps the upper half of float32."""
+    if dtype == "BF16":
+        data = (array.astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+    else:
+        data = array.astype({"F32": "<f4", "F16": "<f2"}[dtype])
+    return (dtype, array.shape, memoryview(data.tobytes()))
+
+
+def lora_modules(lora: Lora, dtype: str = "F32"):
+    """Give an adapter as edgeagent._core.Adapter takes it."""
+    return {n: (s, lora_tensor(a, dtype), lora_tensor(b, dtype)) for n, (s, a, b) in lora.items()}
+
+
 def make_toy(shape: Shape, seed: int = 0) -> Toy:
     """Make a random model with modest weights: a tame function, as trained ones are."""
     rng = np.random.default_rng(seed)

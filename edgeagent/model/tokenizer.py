@@ -16,6 +16,10 @@ from tokenizers.decoders import DecodeStream
 
 from edgeagent.errors import ModelError
 from edgeagent.model.files import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, read_json
+from edgeagent.model.template import ChatTemplate
+
+#: What a chat template may name, as in transformers.
+TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 #: Wraps the index of a message while the template is rendered; a noncharacter, never in real text.
 _MARK = "\ufdd0"
@@ -36,10 +40,16 @@ class Tokenizer:
             self._hf = HfTokenizer.from_file(str(path / TOKENIZER_NAME))
         except Exception as err:  # the library raises bare Exception
             raise ModelError(f"{TOKENIZER_NAME}: {err}") from err
-        self._template_text = config.get("chat_template")
-        self._bos = self._token(config.get("bos_token"))
-        self._eos = self._token(config.get("eos_token"))
-        self._template: Any = None
+        tokens = {key: self._token(config.get(key)) for key in TOKEN_KEYS}
+        self._tokens = {key: token for key, token in tokens.items() if token is not None}
+        self._add_bos = config.get("add_bos_token") is not False
+        text = config.get("chat_template")
+        self._template = (
+            ChatTemplate(text, self._tokens, TOKENIZER_CONFIG_NAME)
+            if isinstance(text, str)
+            else None
+        )
+        self._special = _Special(self._hf)
 
     @staticmethod
     def _token(value: Any) -> str | None:
@@ -49,63 +59,65 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the beginning-of-sequence token, if the model has one."""
-        return None if self._bos is None else self._hf.token_to_id(self._bos)
+        """Id of the token that a raw prompt begins with, if this model wants one."""
+        bos = self._tokens.get("bos_token") if self._add_bos else None
+        return None if bos is None else self._hf.token_to_id(bos)
 
     @property
     def size(self) -> int:
         """Number of tokens, added ones included."""
         return int(self._hf.get_vocab_size(with_added_tokens=True))
 
-    def _encode(self, text: str, special: bool) -> list[int]:
-        self._hf.encode_special_tokens = not special
+    def _encode(self, text: str) -> list[int]:
+        """Encode text in which the names of special tokens are text like any other."""
+        self._hf.encode_special_tokens = True
         return list(self._hf.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Encode raw text to continue: BOS, then the text with special tokens as plain text."""
         bos = [] if self.bos_id is None else [self.bos_id]
-        return bos + self._encode(prompt, special=False)
+        return bos + self._encode(prompt)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Encode messages through the chat template, ready for the assistant's turn.
 
+        The ids are those of the whole rendered text: a message may share a token with the
+        template's text around it ("User: " and "hi" make " hi").  Special tokens are only taken
+        from the template's text.
+
         Raises:
             ModelError: the model has no template, or the template refuses these messages.
         """
+        ids: list[int] = []
+        run = ""  # text since the last special token
+        for i, part in enumerate(self._parts(messages)):
+            found = [part] if i % 2 else self._special.split(part)
+            run += found[0]
+            for token, text in zip(found[1::2], found[2::2], strict=True):
+                ids += self._encode(run) if run else []
+                ids.append(int(self._hf.token_to_id(token) or 0))
+                run = text
+        return ids + (self._encode(run) if run else [])
+
+    def _parts(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
+        """Render; return the template's text and, at odd places, what people wrote."""
+        if self._template is None:
+            raise ModelError(
+                f"{TOKENIZER_CONFIG_NAME}: no chat_template: send `prompt`, not `messages`"
+            )
         marked = [
             {"role": message["role"], "content": f"{_MARK}{i}{_MARK}"}
             for i, message in enumerate(messages)
         ]
-        ids: list[int] = []
-        for i, part in enumerate(_MARKED.split(self._render(marked))):
-            if i % 2:  # the index of a message: what a person wrote
-                ids += self._encode(messages[int(part)]["content"], special=False)
-            elif part:
-                ids += self._encode(part, special=True)
-        return ids
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        if not isinstance(self._template_text, str):
-            raise ModelError(
-                f"{TOKENIZER_CONFIG_NAME}: no chat_template: send `prompt`, not `messages`"
-            )
-        try:
-            if self._template is None:
-                environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-                self._template = environment.from_string(self._template_text)
-            return str(
-                self._template.render(
-                    messages=messages,
-                    add_generation_prompt=True,
-                    bos_token=self._bos or "",
-                    eos_token=self._eos or "",
-                )
-            )
-        except TemplateError as err:
-            raise ModelError(f"{TOKENIZER_CONFIG_NAME}: chat_template: {err}") from err
+        parts = _MARKED.split(self._template.render(marked))
+        as_it_is = [messages[int(index)]["content"] for index in parts[1::2]]
+        parts[1::2] = as_it_is
+        whole = self._template.render(messages)
+        if "".join(parts) != whole:  # many templates strip messages; a mark has nothing to strip
+            parts[1::2] = [content.strip() for content in as_it_is]
+        if "".join(parts) != whole:  # what else a template may do with a message is not followed
+            parts[1::2] = as_it_is
+        return parts
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens."""
@@ -114,6 +126,28 @@ class Tokenizer:
     def decode_stream(self) -> TokenStream:
         """Return a decoder that takes one token at a time."""
         return TokenStream(self._hf)
+
+
+class _Special:
+    """Finds special tokens in text that may contain them."""
+
+    def __init__(self, hf: Any) -> None:
+        tokens = [token for token in hf.get_added_tokens_decoder().values() if token.special]
+        longest_first = sorted(tokens, key=lambda token: -len(token.content))
+        space = {True: r"\s*", False: ""}  # a token may take the space around it, as <mask> does
+        patterns = [
+            space[token.lstrip] + f"({re.escape(token.content)})" + space[token.rstrip]
+            for token in longest_first
+        ]
+        self._pattern = re.compile("|".join(patterns)) if patterns else None
+
+    def split(self, text: str) -> list[str]:
+        """Return the text before the first token, the token, the text behind it, and so on."""
+        found, at = [], 0
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            found += [text[at : match.start()], match[match.lastindex or 0]]
+            at = match.end()
+        return [*found, text[at:]]
 
 
 class TokenStream:

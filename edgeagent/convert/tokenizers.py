@@ -31,7 +31,7 @@ from edgeagent.convert.tokenizers_bytes import byte_tokenizer, cutting
 from edgeagent.convert.tokenizers_spm import added_token, spm_tokenizer
 from edgeagent.errors import ModelError
 from edgeagent.model.files import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, read_json
-from edgeagent.model.tokenizer import TOKEN_KEYS
+from edgeagent.model.tokenizer import BEGIN_WITH_BOS, TOKEN_KEYS
 
 SPM_NAME = "tokenizer.model"
 SPECIAL_NAME = "special_tokens_map.json"
@@ -158,7 +158,7 @@ def _finish(
 ) -> TokenizerFiles:
     hf = load(_dump(tokenizer), TOKENIZER_NAME)
     config: Json = dict(tokens)
-    config["add_bos_token"] = add_bos
+    config["add_bos_token"] = config[BEGIN_WITH_BOS] = add_bos
     if template is not None:
         check_template(template, tokens)
         config["chat_template"] = template
@@ -190,6 +190,19 @@ def from_hf_dir(path: Path) -> TokenizerFiles | None:
     add_bos = _adds_bos(hf, config, tokens.get("bos_token"))
     return _finish(
         tokenizer, tokens, template_of_dir(path, config), stops_of_dir(path), add_bos=add_bos
+    )
+
+
+def from_pieces(pieces: Pieces, where: str) -> TokenizerFiles:
+    """Make the tokenizer of a SentencePiece vocabulary that stands alone.
+
+    Raises:
+        ModelError: the vocabulary disagrees with itself.
+    """
+    named = {"bos_token": pieces.bos_id, "eos_token": pieces.eos_id, "unk_token": pieces.unk_id}
+    tokens = {key: pieces.texts[i] for key, i in named.items() if i is not None}
+    return _finish(
+        spm_tokenizer(pieces, where, add_bos=True), tokens, None, (), add_bos="bos_token" in tokens
     )
 
 

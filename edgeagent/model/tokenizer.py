@@ -20,7 +20,9 @@ from edgeagent.model.template import ChatTemplate
 
 #: What a chat template may name, as in transformers.
 TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-
+#: Of tokenizer_config.json: false when the model was trained on texts without BOS before them, as
+#: the converter finds out.  `add_bos_token` says something else: whether a library adds it.
+BEGIN_WITH_BOS = "begin_with_bos"
 #: Wraps the index of a message while the template is rendered; a noncharacter, never in real text.
 _MARK = "\ufdd0"
 _MARKED = re.compile(f"{_MARK}([0-9]+){_MARK}")
@@ -42,7 +44,7 @@ class Tokenizer:
             raise ModelError(f"{TOKENIZER_NAME}: {err}") from err
         tokens = {key: self._token(config.get(key)) for key in TOKEN_KEYS}
         self._tokens = {key: token for key, token in tokens.items() if token is not None}
-        self._add_bos = config.get("add_bos_token") is not False
+        self._add_bos = config.get(BEGIN_WITH_BOS) is not False
         text = config.get("chat_template")
         self._template = (
             ChatTemplate(text, self._tokens, TOKENIZER_CONFIG_NAME)

@@ -109,6 +109,18 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     convert.add_argument("--counter", type=int, required=True, help="grows with every release")
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
+    export = commands.add_parser("export", help="our layout to GGUF (llama.cpp) or Hugging Face")
+    export.add_argument("model", type=Path, help="a model directory")
+    export.add_argument("out", type=Path, help="the GGUF file, or the new directory")
+    export.add_argument("--format", choices=("gguf-tq2_0", "gguf-tq1_0", "hf"), required=True)
+    export.add_argument(
+        "--tokenizer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the tokenizer too",
+    )
+    export.add_argument("--json", action="store_true")
+    export.set_defaults(handler=_lazy("edgeagent.cli_models", "export"))
     train = commands.add_parser("train", help="train a ternary model (needs the train extra)")
     train.add_argument("rest", nargs=argparse.REMAINDER)
     train.set_defaults(handler=_lazy("edgeagent.cli_tools", "train"))

@@ -1,0 +1,62 @@
+"""`export`: a model out of our layout, for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeagent.cli_tools import need
+
+
+def _progress(quiet: bool) -> Callable[[int, int], None] | None:
+    """Return what says how far a long export is, where somebody is looking."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def say(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{done}/{total} tensors", end=end, file=sys.stderr, flush=True)
+
+    return say
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a model directory as a GGUF file or a Hugging Face directory."""
+    need("numpy", "fleet")
+    from edgeagent.convert.ours import open_ours
+
+    source = open_ours(args.model)
+    say = _progress(args.json)
+    summary: dict[str, Any] = {"path": str(args.out), "format": args.format}
+    if args.format == "hf":
+        from edgeagent.convert.to_hf import export_hf
+
+        summary["architecture"] = export_hf(
+            source, args.out, with_tokenizer=args.tokenizer, progress=say
+        )
+    else:
+        from edgeagent.convert.to_gguf import export_gguf
+
+        done = export_gguf(
+            source, args.out, args.format, with_tokenizer=args.tokenizer, progress=say
+        )
+        summary |= {"architecture": done.architecture, "ternary": done.n_ternary}
+        summary |= {"others": done.others, "notes": done.notes}
+    summary["bytes"] = _size(args.out)
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return 0
+    for key, value in summary.items():
+        for line in value if isinstance(value, list) else [value]:
+            if line != {}:
+                print(f"{key:<13} {line}")
+    return 0

@@ -12,8 +12,7 @@ of two formats are the same; the size of the file tells which it is.
 
 Both rotate neighbouring channels, so rows of q and k are put in the rotate-half order.  A matrix of
 bitllama2.c divides its input by its root mean square and by its length, with no gain: that is a
-BitNet model with SiLU whose every norm is 1 / length.  Its layers add no epsilon and its final norm
-adds 1e-5; one number serves both here, see RMS_EPS.
+BitNet model with SiLU whose every norm is 1 / length.
 """
 
 from __future__ import annotations
@@ -36,9 +35,13 @@ MAGIC = b"24ka"  # "ak42" as a little-endian number
 VERSION = 1
 HEADER_BYTES = 256
 LEGACY_BYTES = 28
-#: Large enough for the final norm to be what it was to float32's precision, small enough for the
-#: layers, whose inputs have mean squares above 1e-2.
 RMS_EPS = 1e-5
+#: bitllama2.c's layers have none; its final norm has 1e-5, of inputs that are far above it.
+TERNARY_EPS = 1e-12
+#: What follows v and up is a norm, which takes any factor out again: this one, exact in float32,
+#: lifts products of gates (mean squares of 1e-9) far above the epsilon.
+LIFT = 4096.0
+_LIFTED = ("self_attn.v_proj.weight", "mlp.up_proj.weight")
 ROPE_THETA = 10000.0
 BOS_ID, EOS_ID, UNK_ID, FIRST_BYTE_ID = 1, 2, 0, 3
 #: Far above any model of these formats; keeps products of sizes small.
@@ -232,7 +235,7 @@ class Llama2cCheckpoint:
             "head_dim": s.head_dim,
             "vocab_size": s.vocab,
             "max_position_embeddings": s.context,
-            "rms_norm_eps": RMS_EPS,
+            "rms_norm_eps": TERNARY_EPS if self._is_bit else RMS_EPS,
             "rope_theta": ROPE_THETA,
             "rope_scaling": None,
             "hidden_act": "silu",
@@ -284,7 +287,8 @@ class Llama2cCheckpoint:
         (scale,) = struct.unpack_from("<f", self._data, place.scale_at or 0)
         if trits.max(initial=0) > 1 or not 0 < scale < float("inf"):
             raise ModelError(f"{self._where}: {name}: a code or the scale ({scale}) is no trits'")
-        return TritMatrix(self._rows(name, trits), np.full((1, 1), scale, np.float32))
+        lift = LIFT if name.endswith(_LIFTED) else 1.0
+        return TritMatrix(self._rows(name, trits), np.full((1, 1), scale * lift, np.float32))
 
     def floats(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
         """Read rows as float32."""

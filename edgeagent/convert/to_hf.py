@@ -38,6 +38,7 @@ _MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
     "Qwen3ForCausalLM": "qwen3",
 }
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: Float32 values that are converted at a time: 64 MiB.
 CHUNK_VALUES = 1 << 24
 
@@ -187,8 +188,8 @@ def _fill(
         _write_tensors(out, tensors, say)
     config = _config(source, plan, files)
     _json(part / CONFIG_NAME, config)
-    ids: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
-    _json(part / GENERATION_NAME, ids)
+    special = {key: value for key, value in config.items() if key in _SPECIAL_IDS}
+    _json(part / GENERATION_NAME, special)
     if files is not None:
         _json(part / TOKENIZER_NAME, files.tokenizer)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **files.config}

@@ -44,6 +44,7 @@ def write_tokenizer(path):
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer.save(str(path / "tokenizer.json"))
     config = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "chat_template": TEMPLATE}
+    config["begin_with_bos"] = True
     (path / "tokenizer_config.json").write_text(json.dumps(config))
 
 

@@ -169,7 +169,7 @@ class OurCheckpoint:
         Raises:
             ModelError: one of them is unsound.
         """
-        return from_hf_dir(self._path)
+        return from_hf_dir(self._path, ours=True)
 
 
 def dequantise(matrix: TritMatrix) -> NDArray[np.float32]:

@@ -142,6 +142,8 @@ def _adds_bos(hf: Tokenizer, config: Mapping[str, Any], bos: str | None) -> bool
     """Say whether the reference puts BOS before a text."""
     if bos is None:
         return False
+    if isinstance(config.get(BEGIN_WITH_BOS), bool):  # an export of ours
+        return bool(config[BEGIN_WITH_BOS])
     if any(name in str(config.get("tokenizer_class")) for name in _BOS_BY_SETTING):
         return config.get("add_bos_token") is not False
     ids = hf.encode("a", add_special_tokens=True).ids
@@ -167,13 +169,19 @@ def _finish(
     )
 
 
-def from_hf_dir(path: Path) -> TokenizerFiles | None:
+def from_hf_dir(path: Path, *, ours: bool = False) -> TokenizerFiles | None:
     """Read the tokenizer of a Hugging Face directory; None when it has none.
+
+    Args:
+        path: the directory.
+        ours: it is a model directory of ours, whose texts begin with BOS unless it says otherwise.
 
     Raises:
         ModelError: there is one that we cannot use.
     """
     config = _settings(path)
+    if ours:
+        config.setdefault(BEGIN_WITH_BOS, True)
     named: Json = {}
     if (path / TOKENIZER_NAME).is_file():
         tokenizer = _read_tokenizer_json(path)

@@ -24,6 +24,7 @@ from edgeagent.convert.templates import END_OF_TURN
 from edgeagent.convert.tokenizers_bytes import CUTTINGS, GPT2
 from edgeagent.convert.tokenizers_spm import SPACE, merges
 from edgeagent.errors import ModelError
+from edgeagent.model.tokenizer import BEGIN_WITH_BOS
 
 WHERE = "tokenizer.json"
 #: The first name of llama.cpp's that cuts like this; falcon_e and the like are other names.
@@ -176,7 +177,7 @@ def tokenizer_metadata(files: TokenizerFiles, size: int) -> dict[str, Any]:
     turns = [i for i in files.stop_ids if i < len(texts) and texts[i] in END_OF_TURN]
     if turns:
         found["tokenizer.ggml.eot_token_id"] = turns[-1]
-    found["tokenizer.ggml.add_bos_token"] = files.config.get("add_bos_token") is not False
+    found["tokenizer.ggml.add_bos_token"] = files.config.get(BEGIN_WITH_BOS) is not False
     if isinstance(files.config.get("chat_template"), str):
         found["tokenizer.chat_template"] = files.config["chat_template"]
     return found

@@ -60,6 +60,7 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
         "pad_token": SPECIAL_TOKENS[END],
         "model_max_length": max_length,
         "add_bos_token": False,
+        "begin_with_bos": True,  # raw text was trained behind BOS; edgeagent/model/tokenizer.py
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }

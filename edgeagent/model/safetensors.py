@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,11 @@ from typing import Any, BinaryIO
 from edgeagent.errors import ModelError
 
 ELEMENT_BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}
+#: What files of others may hold besides; only conversion reads such files.
+SOURCE_ELEMENT_BYTES = ELEMENT_BYTES | {
+    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8,
+    "U64": 8, "F64": 8,
+}  # fmt: skip
 #: At 60 bytes a tensor it takes 60,000 tensors to get here; our shards have fewer than 30.
 MAX_HEADER_BYTES = 4 << 20
 #: Tensors of at most this rank and extent: products of two dims stay far below 2**63.
@@ -55,13 +60,16 @@ def _is_count(value: Any, limit: int) -> bool:
     return type(value) is int and 0 <= value < limit
 
 
-def _tensor(name: str, entry: Any, data_begin: int, data_bytes: int, where: str) -> TensorInfo:
+def _tensor(
+    name: str, entry: Any, data_begin: int, data_bytes: int, where: str, *, in_place: bool
+) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelError(f"{where}: {name}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
+    element_bytes = ELEMENT_BYTES if in_place else SOURCE_ELEMENT_BYTES
+    if not isinstance(dtype, str) or dtype not in element_bytes:
         raise ModelError(
-            f"{where}: {name}: expected dtype of {sorted(ELEMENT_BYTES)}, got {dtype!r}"
+            f"{where}: {name}: expected dtype of {sorted(element_bytes)}, got {dtype!r}"
         )
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise ModelError(f"{where}: {name}: expected a shape of at most {MAX_RANK} dims")
@@ -78,10 +86,10 @@ def _tensor(name: str, entry: Any, data_begin: int, data_bytes: int, where: str)
     elements = 1
     for dim in shape:
         elements *= dim
-    want, got = elements * ELEMENT_BYTES[dtype], offsets[1] - offsets[0]
+    want, got = elements * element_bytes[dtype], offsets[1] - offsets[0]
     if want != got:
         raise ModelError(f"{where}: {name}: expected {want} bytes for {dtype} {shape}, got {got}")
-    if (data_begin + offsets[0]) % ELEMENT_BYTES[dtype]:
+    if in_place and (data_begin + offsets[0]) % element_bytes[dtype]:
         raise ModelError(f"{where}: {name}: {dtype} data is not aligned to its element")
     return TensorInfo(dtype, tuple(shape), data_begin + offsets[0], data_begin + offsets[1])
 
@@ -98,9 +106,15 @@ def _check_tiling(tensors: Mapping[str, TensorInfo], begin: int, end: int, where
 
 
 def parse_header(
-    data: bytes | memoryview | mmap.mmap, where: str
+    data: bytes | memoryview | mmap.mmap, where: str, *, in_place: bool = True
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Validate the header of a whole safetensors file in `data`.
+
+    Args:
+        data: the file.
+        where: its name, for messages.
+        in_place: C will read the tensors where they are: each must be aligned to its element, and
+            of a dtype that the engine has.  Files that are only converted need neither.
 
     Returns:
         Tensor name to place, and the free-form metadata.
@@ -127,7 +141,9 @@ def parse_header(
     if not isinstance(metadata, dict):
         raise ModelError(f"{where}: expected an object as __metadata__")
     begin = 8 + header_bytes
-    tensors = {n: _tensor(n, e, begin, size - begin, where) for n, e in header.items()}
+    tensors = {
+        n: _tensor(n, e, begin, size - begin, where, in_place=in_place) for n, e in header.items()
+    }
     _check_tiling(tensors, begin, size, where)
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
@@ -154,7 +170,21 @@ class SafetensorsFile:
         return info.dtype, info.shape, memoryview(self._map)[info.begin : info.end]
 
 
-def _order(item: tuple[str, str, tuple[int, ...], bytes | memoryview]) -> tuple[int, str]:
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The bytes of a tensor that is never whole in memory: `parts` makes them, `n_bytes` in all."""
+
+    n_bytes: int
+    parts: Callable[[], Iterator[bytes | memoryview]]
+
+    def __len__(self) -> int:
+        return self.n_bytes
+
+
+Data = bytes | memoryview | Stream
+
+
+def _order(item: tuple[str, str, tuple[int, ...], Data]) -> tuple[int, str]:
     # U8 planes are multiples of 32 bytes; F32 before F16 keeps both aligned after them.
     rank = {"U8": 0, "F32": 1, "F16": 2, "BF16": 2, "I8": 3}
     return rank[item[1]], item[0]
@@ -162,7 +192,7 @@ def _order(item: tuple[str, str, tuple[int, ...], bytes | memoryview]) -> tuple[
 
 def write_safetensors(
     out: BinaryIO,
-    tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]],
+    tensors: Iterable[tuple[str, str, tuple[int, ...], Data]],
     metadata: Mapping[str, str],
 ) -> None:
     """Write `(name, dtype, shape, bytes)` tensors in an order that keeps every element aligned."""
@@ -176,4 +206,5 @@ def write_safetensors(
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     out.write(struct.pack("<Q", len(text)) + text)
     for *_, data in ordered:
-        out.write(data)
+        for part in data.parts() if isinstance(data, Stream) else (data,):
+            out.write(part)

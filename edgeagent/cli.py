@@ -101,12 +101,23 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     demo.add_argument("--out", type=Path, default=Path("build/demo.json"))
     demo.add_argument("--broker", choices=("auto", "mosquitto", "amqtt"), default="auto")
     demo.set_defaults(handler=_lazy("edgeagent.cli_tools", "demo"))
-    convert = commands.add_parser("convert", help="float masters (HF directory) to our layout")
-    convert.add_argument("source", type=Path)
-    convert.add_argument("target", type=Path)
+    convert = commands.add_parser("convert", help="a model of any format to our layout")
+    convert.add_argument("source", type=Path, help="Hugging Face directory, GGUF file, ...")
+    convert.add_argument("target", type=Path, help="the new directory")
     convert.add_argument("--name", required=True, help="model name, e.g. edge-tiny")
     convert.add_argument("--release", required=True, metavar="VERSION")
     convert.add_argument("--counter", type=int, required=True, help="grows with every release")
+    convert.add_argument("--layout", type=int, choices=(1, 2), help="2 bit or base 3; by size")
+    convert.add_argument(
+        "--activation-bits", type=int, choices=(8, 16), help="in place of what the source says"
+    )
+    convert.add_argument("--tokenizer", type=Path, help="in place of the source's own")
+    convert.add_argument(
+        "--i2s-variant",
+        choices=("canonical", "neon64", "rows4"),
+        default="canonical",
+        help="how I2_S tensors are laid out; no file says (docs/models.md)",
+    )
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
     export = commands.add_parser("export", help="our layout to GGUF (llama.cpp) or Hugging Face")

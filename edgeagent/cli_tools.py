@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from edgeagent.errors import ConfigError
 
@@ -30,15 +32,29 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert float masters to a sealed model directory."""
+    """Convert a model of any format to a sealed model directory."""
     need("numpy", "fleet")
-    from edgeagent.convert.masters import convert_masters
+    from edgeagent.convert.packed import Options, write_model
     from edgeagent.convert.seal import seal
+    from edgeagent.convert.sources import open_checkpoint, open_tokenizer
 
-    if args.target.exists():
-        raise ConfigError(f"{args.target}: exists: name a new directory")
-    convert_masters(args.source, args.target)
-    release = seal(args.target, name=args.name, version=args.release, counter=args.counter)
+    is_file = args.tokenizer is not None and args.tokenizer.is_file()
+    source = open_checkpoint(
+        args.source, tokenizer=args.tokenizer if is_file else None, i2s_variant=args.i2s_variant
+    )
+    options = Options(
+        layout=args.layout,
+        activation_bits=args.activation_bits,
+        tokenizer=None if args.tokenizer is None or is_file else open_tokenizer(args.tokenizer),
+        report=progress_bar("convert"),
+    )
+    releases = []
+
+    def finish(work: Path) -> None:
+        releases.append(seal(work, name=args.name, version=args.release, counter=args.counter))
+
+    write_model(source, args.target, options, finish)
+    release = releases[0]
     summary = {
         "name": release.name,
         "version": release.version,
@@ -51,6 +67,25 @@ def convert(args: argparse.Namespace) -> int:
     else:
         print("\n".join(f"{key:<8} {value}" for key, value in summary.items()))
     return 0
+
+
+def progress_bar(what: str) -> Callable[[int, int, str], None]:
+    """Return what draws how much is done on stderr; where nobody looks, a line in each tenth."""
+    tty = sys.stderr.isatty()
+    width = 30
+    said = [-1]
+
+    def report(done: int, total: int, item: str) -> None:
+        if tty:
+            bar = "#" * (width * done // total)
+            end = "\n" if done == total else ""
+            text = f"\r{what} [{bar:<{width}}] {done}/{total} {item}\x1b[K"
+            print(text, end=end, file=sys.stderr, flush=True)
+        elif 10 * done // total != said[0]:
+            said[0] = 10 * done // total
+            print(f"{what}: {done}/{total} {item}".rstrip(), file=sys.stderr, flush=True)
+
+    return report
 
 
 def train(args: argparse.Namespace) -> int:

@@ -7,8 +7,9 @@ import json
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edgeagent.convert.masters import convert_masters
+from edgeagent.convert.packed import write_model
 from edgeagent.convert.seal import seal
+from edgeagent.convert.sources import open_checkpoint
 from edgeagent.model.safetensors import write_safetensors
 
 SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -84,6 +85,6 @@ def write_masters(path, seed=0, **changes):
 def make_model(path, seed=0, *, name="tiny", version="1.0.0", counter=1, **changes):
     """Write a sealed random model directory and return its path."""
     masters = write_masters(path.with_name(path.name + ".masters"), seed, **changes)
-    convert_masters(masters, path)
+    write_model(open_checkpoint(masters), path)
     seal(path, name=name, version=version, counter=counter)
     return path

@@ -96,7 +96,7 @@ def number(config: Mapping[str, Any], key: str, default: float | None, where: st
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
     if not good:
         raise ModelError(f"{where}{key}: expected a number above 0, got {value!r}")
-    return float(value)
+    return float(value or 0)
 
 
 def architecture(config: Mapping[str, Any], where: str) -> str:

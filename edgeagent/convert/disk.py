@@ -7,6 +7,7 @@ A mapped file counts as memory of the process once it is touched; a 2B model of 
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ class DiskFile:
         """
         self.path = path
         try:
-            self._file = path.open("rb")
-            self.size = os.fstat(self._file.fileno()).st_size
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
             raise ModelError(f"{path.name}: cannot be read: {err.strerror}") from err
+        weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
 
     def read(self, begin: int, n_bytes: int) -> NDArray[np.uint8]:
         """Read exactly `n_bytes`, which the caller has checked against `size`.
@@ -41,11 +43,11 @@ class DiskFile:
             ModelError: the file is shorter than it was, or the disk fails.
         """
         out = np.empty(n_bytes, np.uint8)
-        view = memoryview(out)
+        view = out.data
         at = 0
         while at < n_bytes:
             try:
-                got = os.preadv(self._file.fileno(), [view[at:]], begin + at)
+                got = os.preadv(self._fd, [view[at:]], begin + at)
             except OSError as err:
                 raise ModelError(f"{self.path.name}: cannot be read: {err.strerror}") from err
             if got == 0:
@@ -55,7 +57,7 @@ class DiskFile:
 
     def identity(self) -> str:
         """Return what changes when the file does: its name, size and time of change."""
-        stat = os.fstat(self._file.fileno())
+        stat = os.fstat(self._fd)
         return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 

@@ -209,7 +209,7 @@ def encode_i2s(trits: Trits, scale: float, variant: str = "canonical") -> Bytes:
     Raises:
         ModelError: the matrix is no whole number of blocks.
     """
-    _check_i2s(*trits.shape, variant)
+    _check_i2s(trits.shape[0], trits.shape[1], variant)
     codes = _trits_to_codes(np.ascontiguousarray(trits))
     if variant == "rows4":
         grouped = codes.reshape(-1, 4, trits.shape[1])

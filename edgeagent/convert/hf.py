@@ -208,7 +208,7 @@ class HfCheckpoint:
         if values.size != 1 or not np.isfinite(values[0]) or values[0] <= 0:
             raise ModelError(f"{self._path}: {stored}: expected one number above 0, got {values}")
         if self._quantization.get("linear_class", "bitlinear") == "bitlinear":
-            return np.float32(1) / values[0]
+            return np.float32(1 / values[0])
         return np.float32(values[0])
 
     def trits(self, name: str) -> TritMatrix:
@@ -248,7 +248,7 @@ class HfCheckpoint:
         """
         if self._info(name).dtype == "U8" or f"{name}_scale" in self._shards.places:
             matrix = self.trits(name)
-            return matrix.trits[begin:end] * matrix.scales[0, 0]
+            return np.asarray(matrix.trits[begin:end] * matrix.scales[0, 0], np.float32)
         return self._shards.floats(name, begin, end)
 
     def tokenizer(self) -> TokenizerFiles | None:
@@ -295,4 +295,3 @@ def _unpacked(values: NDArray[np.float32]) -> NDArray[np.int8]:
     if not np.array_equal(trits, values) or (np.abs(trits) > 1).any():
         raise ModelError("floats beside a weight_scale: expected -1, 0 and 1 only")
     return trits
-

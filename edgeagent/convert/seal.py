@@ -22,8 +22,9 @@ def hash_files(path: Path) -> dict[str, FileEntry]:
     files = {}
     for file in sorted(path.iterdir()):
         if file.name != RELEASE_FILE:
-            data = file.read_bytes()
-            files[file.name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
+            with file.open("rb") as data:
+                digest = hashlib.file_digest(data, "sha256").hexdigest()
+            files[file.name] = FileEntry(file.stat().st_size, digest)
     return files
 
 

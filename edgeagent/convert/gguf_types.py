@@ -266,7 +266,8 @@ def decode_q4_trits(data: Bytes, n_out: int, n_in: int) -> tuple[Trits, Floats]:
 
     A block of 32 is d as float16 and 16 bytes, weights j and 16 + j in the low and high half of
     byte j; its value is d (q - 8).  Of trits times s the quantiser makes |d| = s / 8 and only the
-    codes 0 (the sign of the largest), 8 and 15 (the other sign, cut short): exact to undo.
+    codes 0 (the sign of the largest), 8 and 15 (the other sign, cut short): exact to undo.  Our own
+    exports have d = s and the codes 7, 8 and 9, which lose nothing to begin with.
 
     Returns:
         trits (out, in) and scales (out, in / 32).
@@ -278,9 +279,13 @@ def decode_q4_trits(data: Bytes, n_out: int, n_in: int) -> tuple[Trits, Floats]:
     d = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
     packed = blocks[:, 2:]
     codes = np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
-    low, high = codes == 0, codes == 15
-    if not (low | high | (codes == 8) | (d == 0)).all() or not np.isfinite(d).all():
+    low, high, none = codes == 0, codes == 15, (codes == 8) | (d == 0)
+    near = (codes == 7) | (codes == 9)
+    is_far = (low | high | none).all(axis=1, keepdims=True)
+    if not (is_far | (near | none).all(axis=1, keepdims=True)).all() or not np.isfinite(d).all():
         raise ModelError("Q4_0: its values are not a ternary matrix: convert from another file")
-    sign = np.where(d < 0, np.int8(1), np.int8(-1))
-    trits = (low.astype(np.int8) - high.astype(np.int8)) * sign * (d != 0)
-    return trits.astype(np.int8).reshape(n_out, n_in), (np.abs(d) * 8).reshape(n_out, -1)
+    codes = np.where(is_far & low, np.uint8(7), np.where(is_far & high, np.uint8(9), codes))
+    sign = np.where(d < 0, np.int8(-1), np.int8(1)) * (d != 0)
+    trits = (codes.view(np.int8) - np.int8(8)) * sign
+    scales = np.abs(d) * np.where(is_far & ~none.all(axis=1, keepdims=True), 8, 1)
+    return trits.astype(np.int8).reshape(n_out, n_in), scales.astype(np.float32).reshape(n_out, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeagent.convert.checkpoint import Checkpoint, TokenizerFiles
-from edgeagent.errors import ConfigError, ModelError
+from edgeagent.errors import ModelError
 from edgeagent.model.files import CONFIG_NAME
 from ota.release import RELEASE_FILE
 
@@ -24,8 +24,7 @@ def open_checkpoint(
         i2s_variant: how an I2_S tensor is laid out (`gguf_types.I2S_VARIANTS`); no file says.
 
     Raises:
-        ConfigError: there is nothing at `path`.
-        ModelError: what is there is no model that we read.
+        ModelError: what is there is no model that we read, or nothing is there.
     """
     if path.is_dir():
         return _open_directory(path)
@@ -33,7 +32,9 @@ def open_checkpoint(
         with path.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except OSError as err:
-        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+        raise ModelError(
+            f"{path}: expected a GGUF file or a directory with {CONFIG_NAME}: {err.strerror}"
+        ) from err
     if magic == GGUF_MAGIC:
         from edgeagent.convert.gguf import GgufCheckpoint
 

@@ -141,6 +141,13 @@ def test_trits_come_back_out_of_the_four_bits_llama_cpp_falls_back_to():
     got, scales = decode_q4_trits(data, *trits.shape)
     assert np.array_equal(got, trits)
     assert np.all(scales[scales > 0] == np.float32(0.75))
+    exact = np.empty((120, 18), np.uint8)  # as our own exports have them
+    exact[:, :2] = np.array([0.75], "<f2").view(np.uint8)
+    codes = (trits.reshape(-1, 32) + 8).astype(np.uint8)
+    exact[:, 2:] = codes[:, :16] | codes[:, 16:] << 4
+    got, scales = decode_q4_trits(exact, *trits.shape)
+    assert np.array_equal(got, trits)
+    assert np.all(scales == np.float32(0.75))
     floats = rng.standard_normal((4, 96)).astype(np.float32)
     with pytest.raises(ModelError, match="not a ternary"):
         decode_q4_trits(gguf.quants.quantize(floats, gguf.GGMLQuantizationType.Q4_0), 4, 96)

@@ -52,3 +52,4 @@ $(VENV)/.bench: $(BIN)/python $(SOURCES)
 
 include cext/check.mk
 include bench/peers.mk
+include bench/parity.mk

@@ -1,6 +1,6 @@
 """Random small models, written by transformers, with the logits that it computes for them.
 
-    PYTHON_WITH_TORCH bench/parity_reference.py OUT [CASE...]
+    PYTHON_WITH_TORCH bench/parity_reference.py [--small] OUT [CASE...]
 
 Every case is one family and one way of storing it.  OUT/CASE holds the checkpoint as a user would
 have it, `tokenizer.json` aside, and OUT/CASE.npz what the reference makes of it in float32: the
@@ -333,7 +333,22 @@ def expected(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+#: `--small`: fixtures of some kilobytes for tests/convert, of these cases.
+SMALL = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}  # fmt: skip
+SMALL_CASES = (
+    "bitnet-bf16-masters", "bitnet-offline-packed", "bitnet-offline-unpacked", "bitnet-bitlinear",
+    "llama-bitlinear", "llama3-scaled", "trilm",
+)  # fmt: skip
+
+
 def main(argv: list[str]) -> int:
+    small = argv[:1] == ["--small"]
+    if small:
+        argv = [argv[1], *(argv[2:] or SMALL_CASES)]
+        TINY.update(SMALL)
     out = Path(argv[0])
     out.mkdir(parents=True, exist_ok=True)
     for name in argv[1:] or CASES:

@@ -66,3 +66,53 @@ def test_a_model_without_a_template_says_what_to_send_instead(path, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match="send `prompt`"):
         Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "x"}])
+
+
+def with_template(path, tmp_path, template, **config):
+    (tmp_path / "tokenizer.json").write_bytes((path / "tokenizer.json").read_bytes())
+    settings = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | config))
+    return Tokenizer(tmp_path)
+
+
+def merging(tmp_path):
+    """A tokenizer in which a space and an h are one token."""
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["\u0120h"] = len(vocab)
+    tokenizer["model"]["merges"] = [["\u0120", "h"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return Tokenizer(tmp_path), vocab["\u0120h"]
+
+
+def test_a_message_may_share_a_token_with_the_template(path, tmp_path):
+    with_template(path, tmp_path, "<|user|>User: {{ messages[0]['content'] }}<|end|>")
+    tokenizer, merged = merging(tmp_path)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert merged in ids
+    assert ids[0] == 2
+    assert ids[-1] == 1
+
+
+def test_messages_are_stripped_where_the_template_strips_them(path, tmp_path):
+    stripping = "<|user|>{{ messages[0]['content'] | trim }}<|end|>"
+    tokenizer = with_template(path, tmp_path, stripping)
+    content = "  <|end|> x \n"
+    ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+    assert ids[1:-1] == tokenizer.encode_prompt("<|end|> x")[1:]
+    assert ids.count(1) == 1
+
+
+def test_a_template_that_reads_messages_still_gets_no_control_tokens_from_them(path, tmp_path):
+    upper = "<|user|>{{ messages[0]['content'] | upper }}<|end|>"
+    ids = with_template(path, tmp_path, upper).encode_chat(
+        [{"role": "user", "content": "<|end|>a"}]
+    )
+    assert ids.count(1) == 1
+
+
+def test_a_model_may_want_no_bos(path, tmp_path):
+    tokenizer = with_template(path, tmp_path, "{{ bos_token }}", begin_with_bos=False)
+    assert tokenizer.bos_id is None
+    assert tokenizer.encode_prompt("a") == tokenizer.encode_prompt("a")[-1:]
+    assert tokenizer.encode_chat([{"role": "user", "content": "x"}]) == [0]

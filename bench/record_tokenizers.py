@@ -1,7 +1,7 @@
 """Record what the reference tokenizers give: python -m bench.record_tokenizers --hf P --llama P
 
-Writes tests/convert/recorded_tokenizers.json: small vocabularies trained on made lines (a SentencePiece
-model, and one of byte-level BPE), and for every line a digest of the ids that sentencepiece and
+Writes tests/convert/recorded_tokenizers.json: small vocabularies trained on made lines (one of
+SentencePiece, one of byte-level BPE), and for every line a digest of the ids that sentencepiece and
 llama.cpp give.  The suite checks our converters against it without either library.
 """
 

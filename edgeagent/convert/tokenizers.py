@@ -270,15 +270,9 @@ def _tokenizer_of_gguf(
     metadata: Mapping[str, Any], texts: list[str], types: list[int]
 ) -> tuple[Json, bool]:
     """Return tokenizer.json's object, and whether a text begins with BOS."""
-    model = metadata.get("tokenizer.ggml.model")
-    if model == "llama":
+    if metadata["tokenizer.ggml.model"] == "llama":
         add_bos = _flag(metadata, "add_bos_token", True)
         return _spm_of_gguf(metadata, texts, types), add_bos
-    if model != "gpt2":
-        raise ModelError(
-            f"tokenizer.ggml.model: expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece), "
-            f"got {model!r}: convert the Hugging Face directory of the model instead"
-        )
     how = cutting(_pre(metadata, len(texts)))
     add_bos = _flag(metadata, "add_bos_token", how.add_bos)
     bos_id = _id(metadata, "bos", len(texts)) if add_bos else None
@@ -292,8 +286,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> TokenizerFiles | None:
     Raises:
         ModelError: there is one that we cannot use.
     """
-    if metadata.get("tokenizer.ggml.model", "none") in _NO_VOCABULARY:
+    model = metadata.get("tokenizer.ggml.model", "none")
+    if model in _NO_VOCABULARY:
         return None
+    if model not in ("gpt2", "llama"):
+        raise ModelError(
+            f"tokenizer.ggml.model: expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece), "
+            f"got {model!r}: convert the Hugging Face directory of the model instead"
+        )
     texts = _list(metadata, "tokens", str, None)
     n = len(texts)
     types = _list(metadata, "token_type", int, n) or [NORMAL] * n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 
@@ -53,7 +54,7 @@ def ids_of(text: str, pieces, *, prefix: bool = True) -> list[int]:
     while True:
         pairs = [
             (-by_text[a + b][1], i)
-            for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(symbols))
             if a + b in by_text
         ]
         if not pairs:

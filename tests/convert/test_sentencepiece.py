@@ -1,5 +1,6 @@
 """SentencePiece model files, sound and hostile."""
 
+import contextlib
 import random
 import tracemalloc
 
@@ -64,10 +65,8 @@ def test_what_is_wrong_is_said_in_one_line(data, reason):
 def test_a_file_cut_anywhere_is_refused_or_has_fewer_pieces():
     whole = len(parse_spm(GOOD, "m").texts)
     for n in range(0, len(GOOD), 7):
-        try:
+        with contextlib.suppress(ModelError):
             assert len(parse_spm(GOOD[:n], "m").texts) <= whole
-        except ModelError:
-            pass
 
 
 def test_a_tiktoken_file_is_recognised(tmp_path):
@@ -79,10 +78,8 @@ def test_a_tiktoken_file_is_recognised(tmp_path):
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_worse_than_a_refusal(data):
-    try:
+    with contextlib.suppress(ModelError):
         parse_spm(data, "m")
-    except ModelError:
-        pass
 
 
 def test_flipped_bytes_cost_no_more_memory_than_the_file_has():
@@ -92,10 +89,8 @@ def test_flipped_bytes_cost_no_more_memory_than_the_file_has():
         data = bytearray(GOOD)
         for _ in range(r.randrange(1, 6)):
             data[r.randrange(len(data))] = r.randrange(256)
-        try:
+        with contextlib.suppress(ModelError):
             parse_spm(bytes(data), "m")
-        except ModelError:
-            pass
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * len(GOOD) + (1 << 20)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeagent.convert.bounded import read_bounded
 from edgeagent.convert.checkpoint import TokenizerFiles, TritMatrix
 from edgeagent.convert.sentencepiece import BYTE, CONTROL, MAX_PIECES, NORMAL, UNKNOWN, Pieces
 from edgeagent.errors import ModelError
@@ -330,12 +331,7 @@ def read_pieces(path: Path, n: int) -> Pieces:
 
     if path.suffix != ".bin":
         return read_spm(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PIECES * 16 + 1)
-    except OSError as err:
-        raise ModelError(f"{path.name}: cannot be read: {err.strerror}") from err
-    return parse_bin(data, n, path.name)
+    return parse_bin(read_bounded(path, MAX_PIECES * 16), n, path.name)
 
 
 def _token(data: bytes, at: int, where: str) -> tuple[bytes, float, int]:

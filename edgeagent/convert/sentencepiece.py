@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeagent.convert.bounded import read_bounded
 from edgeagent.errors import ModelError
 
 #: Types of a piece; GGUF's `tokenizer.ggml.token_type` has the same numbers.
@@ -198,13 +199,7 @@ def read_spm(path: Path) -> Pieces:
     Raises:
         ModelError: it cannot be read, is too large, or is no such model.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as err:
-        raise ModelError(f"{path.name}: cannot be read: {err.strerror}") from err
-    if len(data) > MAX_BYTES:
-        raise ModelError(f"{path.name}: expected at most {MAX_BYTES} bytes")
+    data = read_bounded(path, MAX_BYTES)
     if data[:8].isascii() and data[:64].split(b"\n")[0].count(b" ") == 1 and b"=" in data[:64]:
         raise ModelError(
             f"{path.name}: a tiktoken file, expected a SentencePiece model: "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeagent.convert.bounded import read_bounded
 from edgeagent.errors import ModelError
 from edgeagent.model.files import CONFIG_NAME, TOKENIZER_CONFIG_NAME, read_json
 from edgeagent.model.template import MAX_TEMPLATE_CHARS, ChatTemplate
@@ -80,14 +81,7 @@ def template_of_dir(path: Path, config: Mapping[str, Any]) -> str | None:
     if not file.is_file():
         return _named(config.get("chat_template"))
     try:
-        with file.open("rb") as source:
-            data = source.read(MAX_TEMPLATE_CHARS + 1)
-    except OSError as err:
-        raise ModelError(f"{TEMPLATE_NAME}: cannot be read: {err.strerror}") from err
-    if len(data) > MAX_TEMPLATE_CHARS:
-        raise ModelError(f"{TEMPLATE_NAME}: expected at most {MAX_TEMPLATE_CHARS} bytes")
-    try:
-        return data.decode()
+        return read_bounded(file, MAX_TEMPLATE_CHARS).decode()
     except UnicodeDecodeError as err:
         raise ModelError(f"{TEMPLATE_NAME}: not UTF-8: {err}") from err
 

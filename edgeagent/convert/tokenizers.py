@@ -9,12 +9,13 @@ answered one question.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
+from edgeagent.convert.bounded import read_bounded
 from edgeagent.convert.checkpoint import TokenizerFiles
 from edgeagent.convert.sentencepiece import CONTROL, MAX_PIECES, NORMAL, Pieces, read_spm
 from edgeagent.convert.templates import (
@@ -43,7 +44,11 @@ _BOS_BY_SETTING = ("Llama", "Gemma", "CodeLlama")
 MAX_ID_DIGITS = 9
 _NO_VOCABULARY = ("none", "no_vocab")
 
+#: Text that the result must be able to encode and decode.
+PROBE = "The 1st \u00e9t\u00e9, \u65e5\u672c\t\x07 \U0001f600\n"
+
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 def load(text: str, where: str) -> Tokenizer:
@@ -52,11 +57,16 @@ def load(text: str, where: str) -> Tokenizer:
     Raises:
         ModelError: the library refuses it, or panics.
     """
+    return _ask(lambda: Tokenizer.from_str(text), where)
+
+
+def _ask(question: Callable[[], T], where: str) -> T:
+    """Ask the tokenizers library, which raises bare Exception; a panic of it is not even that."""
     try:
-        return Tokenizer.from_str(text)
+        return question()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as err:  # the library raises bare Exception; a panic is not even that
+    except BaseException as err:
         raise ModelError(f"{where}: {' '.join(str(err).split())[:200]}") from err
 
 
@@ -75,14 +85,7 @@ def _text(value: Any) -> str | None:
 
 
 def _read_tokenizer_json(path: Path) -> Json:
-    file = path / TOKENIZER_NAME
-    try:
-        with file.open("rb") as source:
-            data = source.read(MAX_TOKENIZER_BYTES + 1)
-    except OSError as err:
-        raise ModelError(f"{TOKENIZER_NAME}: cannot be read: {err.strerror}") from err
-    if len(data) > MAX_TOKENIZER_BYTES:
-        raise ModelError(f"{TOKENIZER_NAME}: expected at most {MAX_TOKENIZER_BYTES} bytes")
+    data = read_bounded(path / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     try:
         text = data.decode()
         load(text, TOKENIZER_NAME)  # typed and strict: before Python makes objects of it
@@ -146,7 +149,7 @@ def _adds_bos(hf: Tokenizer, config: Mapping[str, Any], bos: str | None) -> bool
         return bool(config[BEGIN_WITH_BOS])
     if any(name in str(config.get("tokenizer_class")) for name in _BOS_BY_SETTING):
         return config.get("add_bos_token") is not False
-    ids = hf.encode("a", add_special_tokens=True).ids
+    ids = _ask(lambda: hf.encode("a", add_special_tokens=True).ids, TOKENIZER_NAME)
     return bool(ids) and ids[0] == hf.token_to_id(bos)
 
 
@@ -159,6 +162,7 @@ def _finish(
     add_bos: bool,
 ) -> TokenizerFiles:
     hf = load(_dump(tokenizer), TOKENIZER_NAME)
+    _ask(lambda: hf.decode(hf.encode(PROBE, add_special_tokens=False).ids), TOKENIZER_NAME)
     config: Json = dict(tokens)
     config["add_bos_token"] = config[BEGIN_WITH_BOS] = add_bos
     if template is not None:

@@ -53,7 +53,8 @@ def test_bitnet_is_packed_with_scales_to_multiply_by(tmp_path, relu2):
 @pytest.mark.parametrize("family", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
 def test_other_families_are_packed_with_reciprocals(tmp_path, family):
     source = MemoryCheckpoint(
-        sub_norms=False, head_norms=family.startswith("Qwen"), **(LLAMA | {"architectures": [family]})
+        sub_norms=False, head_norms=family.startswith("Qwen"),
+        **(LLAMA | {"architectures": [family]}),
     )  # fmt: skip
     assert export_hf(source, tmp_path / "out") == family
     config, found = config_of(tmp_path / "out"), arrays(tmp_path / "out")

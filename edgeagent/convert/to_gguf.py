@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeagent.convert.checkpoint import Checkpoint, TritMatrix
+from edgeagent.convert.gguf import ACTIVATION_BITS_KEY
 from edgeagent.convert.gguf_trits import F16, F32, TQ1_0, TQ2_0, Packing, choose, encode
 from edgeagent.convert.gguf_write import Planned, write_gguf_file
 from edgeagent.convert.tokenizers_gguf import tokenizer_metadata
@@ -178,6 +179,7 @@ def _metadata(source: Checkpoint, arch: str, file_type: int, size: int) -> dict[
         "general.architecture": arch,
         "general.alignment": 32,
         "general.file_type": file_type,
+        ACTIVATION_BITS_KEY: source.activation_bits,
         f"{arch}.vocab_size": size,
         f"{arch}.context_length": _int(c, "max_position_embeddings"),
         f"{arch}.embedding_length": _int(c, "hidden_size"),

@@ -87,16 +87,29 @@ def _text(value: Any) -> str | None:
 def _read_tokenizer_json(path: Path) -> Json:
     data = read_bounded(path / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     try:
-        text = data.decode()
-        load(text, TOKENIZER_NAME)  # typed and strict: before Python makes objects of it
-        tokenizer = json.loads(text)
+        tokenizer = json.loads(data.decode())
     except (ValueError, RecursionError) as err:
         raise ModelError(f"{TOKENIZER_NAME}: not JSON: {err}") from err
-    if tokenizer["model"].get("dropout"):
-        raise ModelError(f"{TOKENIZER_NAME}: dropout: expected none, ids would be drawn by chance")
+    _check_model(tokenizer)
     # What somebody once set for training; transformers drops both as well.
     tokenizer["truncation"] = tokenizer["padding"] = None
     return dict(tokenizer)
+
+
+def _check_model(tokenizer: Any) -> None:
+    """Refuse what our families do not have, before the library sees it.
+
+    Raises:
+        ModelError: it is another kind of tokenizer, or one that draws lots.
+    """
+    model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise ModelError(f"{TOKENIZER_NAME}: expected a model of type BPE")
+    if model.get("dropout"):
+        raise ModelError(f"{TOKENIZER_NAME}: dropout: expected none, ids would be drawn by chance")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):  # tokenizers 0.22 cuts behind the end of shorter tokens, and aborts
+            raise ModelError(f"{TOKENIZER_NAME}: {key}: expected none, got {model[key]!r}")
 
 
 def _settings(path: Path) -> Json:

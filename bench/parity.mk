@@ -13,11 +13,16 @@ build/parity/models/.done: $(PARITY)/.done bench/parity_reference.py
 	$(PARITY)/bin/python bench/parity_reference.py build/parity/models
 	touch $@
 
-parity: $(VENV)/.dev build/parity/models/.done
+parity: $(VENV)/.dev build/parity/models/.done $(PEERS)/.llama
 	$(BIN)/python -m bench.parity build/parity/models --out bench/results/parity.json
 	$(BIN)/python -m bench.parity build/parity/models --invert
+	$(BIN)/python -m bench.parity_tokenizers --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
+	$(BIN)/python -m bench.export_families --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
 
 fuzz-readers: $(VENV)/.dev
 	for kind in safetensors gguf config; do \
 		$(BIN)/python -m bench.fuzz_readers $$kind --seconds 600 || exit 1; \
+	done
+	for kind in spm gguf json llama2c; do \
+		$(BIN)/python -m bench.fuzz_tokenizers $$kind --seconds 600 || exit 1; \
 	done

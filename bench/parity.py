@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.parity_gguf import gguf_twins
 
+from bench.parity_gguf import gguf_twins
 from edgeagent import _core
 from edgeagent.convert.checkpoint import TokenizerFiles
 from edgeagent.convert.packed import Options, write_model

@@ -22,7 +22,7 @@ from edgeagent.convert.pack import (
 )
 from edgeagent.convert.tokenizers import from_hf_dir
 from edgeagent.errors import ModelError
-from edgeagent.model.files import LAYOUTS, ModelFiles, open_model
+from edgeagent.model.files import ModelFiles, open_model
 
 SCALE_SUFFIX = "_scale"
 _FLOATS = {"F32": "<f4", "F16": "<f2"}
@@ -75,10 +75,6 @@ class OurCheckpoint:
         self._path, self._tensors = path, files.tensors
         quantization = files.config["quantization_config"]
         self._layout = int(quantization["layout"])
-        if self._layout not in LAYOUTS:
-            raise ModelError(
-                f"{path}: expected layout 1 or 2, got {self._layout}: only for a bench"
-            )
         self.config: Mapping[str, Any] = {
             key: value for key, value in files.config.items() if key != "quantization_config"
         }

@@ -29,34 +29,20 @@ from edgeagent.bench.synthetic import (
     shard_name,
     write_shard,
 )
-from edgeagent.convert.pack import Trits, pack_input_major, pack_tiles3
+from edgeagent.convert.pack import (
+    Trits,
+    pack_binary,
+    pack_input_major,
+    pack_int8,
+    pack_tiles3,
+)
 from edgeagent.convert.seal import hash_files
 from edgeagent.model.files import CONFIG_NAME, QUANT_METHOD, read_json
 from ota.release import RELEASE_FILE, Health, make_release
 
 #: An int8 weight is 64 times a trit and less than 64 around it.
 INT8_STEP = 64
-INT8_ZERO = 128
-LANES, CHANNELS = 16, 4
 Pack = Callable[[Trits, np.random.Generator], NDArray[Any]]
-
-
-def _in_tiles(weights: NDArray[Any], fields: int) -> NDArray[Any]:
-    """Return (out, in) as (panels, quads, fields, 16, 4), padded with zeros."""
-    n_out, n_in = weights.shape
-    padded = np.pad(weights, ((0, -n_out % (LANES * fields)), (0, -n_in % CHANNELS)))
-    tiles = padded.reshape(-1, fields, LANES, padded.shape[1] // CHANNELS, CHANNELS)
-    return tiles.transpose(0, 3, 1, 2, 4)
-
-
-def pack_binary(signs: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Pack (out, in) signs, true for +1: bit f of byte [p, q, j, c] is output 128 p + 16 f + j."""
-    return np.packbits(_in_tiles(signs, 8), axis=2, bitorder="little")[:, :, 0]
-
-
-def pack_int8(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack (out, in) weights: byte [p, q, j, c] is output 16 p + j, plus 128."""
-    return _in_tiles(weights, 1)[:, :, 0].view(np.uint8) ^ np.uint8(INT8_ZERO)
 
 
 def _int8(trits: Trits, rng: np.random.Generator) -> NDArray[np.int8]:

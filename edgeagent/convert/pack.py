@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,9 @@ PANEL_OUTPUTS = 256
 BLOCK3_TRITS = 320
 TILE_OUTPUTS = 80
 TILE_CHANNELS = 4
+#: Of the layouts to compare with, section 3b.
+LANES, CHANNELS = 16, 4
+INT8_ZERO = 128
 #: More trits than this do not fit the caches of a board: then fewer bytes beat fewer instructions.
 BASE3_MIN_TRITS = 100_000_000
 #: Floor of a scale, as in the reference implementations of BitNet b1.58.
@@ -100,6 +105,24 @@ def pack_tiles3(trits: Trits) -> NDArray[np.uint8]:
     codes = _codes3(trits, TILE_OUTPUTS, TILE_CHANNELS)
     tiles = codes.reshape(-1, 5, 16, codes.shape[1] // TILE_CHANNELS, TILE_CHANNELS)
     return np.ascontiguousarray(_join3(tiles, 1).transpose(0, 2, 1, 3))
+
+
+def _in_tiles(weights: NDArray[Any], fields: int) -> NDArray[Any]:
+    """Return (out, in) as (panels, quads, fields, 16, 4), padded with zeros."""
+    n_out, n_in = weights.shape
+    padded = np.pad(weights, ((0, -n_out % (LANES * fields)), (0, -n_in % CHANNELS)))
+    tiles = padded.reshape(-1, fields, LANES, padded.shape[1] // CHANNELS, CHANNELS)
+    return tiles.transpose(0, 3, 1, 2, 4)
+
+
+def pack_binary(signs: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Pack (out, in) signs, true for +1: bit f of byte [p, q, j, c] is output 128 p + 16 f + j."""
+    return np.packbits(_in_tiles(signs, 8), axis=2, bitorder="little")[:, :, 0]
+
+
+def pack_int8(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack (out, in) weights: byte [p, q, j, c] is output 16 p + j, plus 128."""
+    return _in_tiles(weights, 1)[:, :, 0].view(np.uint8) ^ np.uint8(INT8_ZERO)
 
 
 def _split3(packed: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:

@@ -90,6 +90,52 @@ def _add_remote(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     status.set_defaults(handler=_lazy("edgeagent.cli_remote", "status"))
 
 
+def _ternarising(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantization",
+        choices=("ternary", "binary", "int8", "f16"),
+        help="ternary for float models; the others to compare with, no device takes them",
+    )
+    parser.add_argument(
+        "--scheme",
+        choices=("absmean", "threshold", "twn"),
+        help="default: absmean; threshold where --alpha is given",
+    )
+    parser.add_argument(
+        "--alpha",
+        metavar="A",
+        help="of threshold: 0.065, or attention=0.08,layers.3.ffn=0.06,..., or auto",
+    )
+    parser.add_argument(
+        "--alpha-per", choices=("matrix", "head"), default="matrix", help="with --alpha auto"
+    )
+    parser.add_argument(
+        "--ternary-embedding", action="store_true", help="ternarise embedding and head too"
+    )
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="text to measure errors on")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write table, JSON and plot")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT LoRA to keep beside it")
+    parser.add_argument(
+        "--merge-adapter", type=Path, metavar="DIR", help="PEFT LoRA to merge into float masters"
+    )
+
+
+def _add_adapter(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    adapter = commands.add_parser("adapter", help="change the LoRA adapter of a model directory")
+    verbs = adapter.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add = verbs.add_parser("add", help="a new directory: the model with this adapter")
+    add.add_argument("model", type=Path)
+    add.add_argument("adapter", type=Path, help="PEFT directory")
+    remove = verbs.add_parser("remove", help="a new directory: the model without its adapter")
+    remove.add_argument("model", type=Path)
+    for verb in (add, remove):
+        verb.add_argument("target", type=Path, help="the new directory")
+        verb.add_argument("--release", required=True, metavar="VERSION")
+        verb.add_argument("--counter", type=int, help="default: one more than the model's")
+        verb.add_argument("--json", action="store_true")
+        verb.set_defaults(handler=_lazy("edgeagent.cli_models", "adapter"))
+
+
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = commands.add_parser("doctor", help="check this machine and say what to do")
     doctor.add_argument("--config", type=Path)
@@ -118,6 +164,7 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="canonical",
         help="how I2_S tensors are laid out; no file says (docs/models.md)",
     )
+    _ternarising(convert)
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
     export = commands.add_parser("export", help="our layout to GGUF (llama.cpp) or Hugging Face")
@@ -205,6 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_remote(commands)
     _add_local(commands)
     _add_tools(commands)
+    _add_adapter(commands)
     _add_bench(commands)
     return parser
 

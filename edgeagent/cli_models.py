@@ -1,4 +1,4 @@
-"""`export`: a model out of our layout, for other programs."""
+"""`export` and `adapter`: model directories into other ones, without the daemon."""
 
 from __future__ import annotations
 
@@ -59,4 +59,26 @@ def export(args: argparse.Namespace) -> int:
         for line in value if isinstance(value, list) else [value]:
             if line != {}:
                 print(f"{key:<13} {line}")
+    return 0
+
+
+def adapter(args: argparse.Namespace) -> int:
+    """Make a model directory with another adapter, or with none."""
+    need("numpy", "fleet")
+    from edgeagent.convert.adapter import describe, reseal
+
+    source = args.adapter if args.verb == "add" else None
+    release = reseal(args.model, args.target, source, version=args.release, counter=args.counter)
+    summary: dict[str, Any] = {
+        "name": release.name,
+        "version": release.version,
+        "root": release.root,
+        "path": str(args.target),
+    }
+    if source is not None:
+        summary |= {f"adapter_{key}": value for key, value in describe(args.target).items()}
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        print("\n".join(f"{key:<18} {value}" for key, value in summary.items()))
     return 0

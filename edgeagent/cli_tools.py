@@ -34,6 +34,7 @@ def demo(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     """Convert a model of any format to a sealed model directory."""
     need("numpy", "fleet")
+    from edgeagent.convert.options import Choices, prepare
     from edgeagent.convert.packed import Options, write_model
     from edgeagent.convert.seal import seal
     from edgeagent.convert.sources import open_checkpoint, open_tokenizer
@@ -42,18 +43,25 @@ def convert(args: argparse.Namespace) -> int:
     source = open_checkpoint(
         args.source, tokenizer=args.tokenizer if is_file else None, i2s_variant=args.i2s_variant
     )
+    tokenizer = None if args.tokenizer is None or is_file else open_tokenizer(args.tokenizer)
+    choices = Choices(
+        args.quantization, args.scheme, args.alpha, args.alpha_per == "head",
+        args.ternary_embedding, args.calibrate, args.report, args.adapter, args.merge_adapter,
+    )  # fmt: skip
+    prepared = prepare(args.source, source, choices, tokenizer, progress_bar("ternarise"))
     options = Options(
-        layout=args.layout,
+        layout=prepared.layout or args.layout,
         activation_bits=args.activation_bits,
-        tokenizer=None if args.tokenizer is None or is_file else open_tokenizer(args.tokenizer),
+        tokenizer=tokenizer,
         report=progress_bar("convert"),
     )
     releases = []
 
     def finish(work: Path) -> None:
+        prepared.finish(work)
         releases.append(seal(work, name=args.name, version=args.release, counter=args.counter))
 
-    write_model(source, args.target, options, finish)
+    write_model(prepared.checkpoint, args.target, options, finish)
     release = releases[0]
     summary = {
         "name": release.name,
@@ -61,11 +69,14 @@ def convert(args: argparse.Namespace) -> int:
         "root": release.root,
         "bytes": release.n_bytes,
         "path": str(args.target),
+        **prepared.facts,
     }
     if args.json:
         print(json.dumps(summary))
     else:
-        print("\n".join(f"{key:<8} {value}" for key, value in summary.items()))
+        if prepared.table:
+            print(prepared.table)
+        print("\n".join(f"{key:<13} {value}" for key, value in summary.items()))
     return 0
 
 

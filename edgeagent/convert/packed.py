@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeagent.convert.checkpoint import Checkpoint, TokenizerFiles, TritMatrix
+from edgeagent.convert.dense import dense_tensors
 from edgeagent.convert.head import make_scan, pays
 from edgeagent.convert.journal import Journal, sync_directory, write_bytes, write_whole
 from edgeagent.convert.pack import choose_layout, pack_input_major, pack_plane
 from edgeagent.errors import ConfigError, ModelError
 from edgeagent.model.files import (
+    COMPARISON_LAYOUTS,
     CONFIG_NAME,
     INDEX_NAME,
     LAYOUTS,
@@ -55,7 +57,8 @@ class Options:
     """How to write.
 
     Attributes:
-        layout: 1 (2 bit) or 2 (base 3); None chooses by size, and 1 where a row has many scales.
+        layout: 1 (2 bit) or 2 (base 3); None chooses by size, and 1 where a row has many scales;
+            3 to 5 are for comparisons (`dense.LAYOUT_OF`).
         activation_bits: 8 or 16 in place of what the source says.
         tokenizer: in place of the source's own.
         report: is told of every shard.
@@ -111,6 +114,9 @@ def half_rows(source: Checkpoint, name: str) -> Iterator[NDArray[np.float16]]:
 
 
 def _matrix(source: Checkpoint, name: str, layout: int, relu2: bool) -> Iterator[Tensor]:
+    if layout in COMPARISON_LAYOUTS:
+        yield from dense_tensors(source, name, layout)
+        return
     if not source.is_ternary(name):
         raise ModelError(
             f"{name}: a float matrix: a float model must be ternarised: --quantization ternary"
@@ -278,8 +284,8 @@ def write_model(
     options = options or Options()
     if target.exists():
         raise ConfigError(f"{target}: exists: name a new directory")
-    if options.layout not in (None, *LAYOUTS):
-        raise ConfigError(f"layout: expected 1 or 2, got {options.layout}")
+    if options.layout not in (None, *LAYOUTS, *COMPARISON_LAYOUTS):
+        raise ConfigError(f"layout: expected 1 to 5, got {options.layout}")
     work = work_directory(target)
     work.mkdir(parents=True, exist_ok=True)
     layout = options.layout or choose_layout(_count_trits(source))

@@ -39,7 +39,7 @@ def seal(
     files = hash_files(path)
     release = make_release(name, version, counter, files, Health())
     (path / RELEASE_FILE).write_bytes(release.text)
-    model = LoadedModel(path)
+    model = LoadedModel(path, comparison=True)
     limit = model.session.context - 1
     prompts = tuple(tuple(model.tokenizer.encode_prompt(text)[:limit]) for text in texts)
     health = Health(prompts, tuple(model.logits_sha256(prompt) for prompt in prompts))

@@ -253,11 +253,13 @@ class Ternarised:
         if self._recipe.embedding and name in EMBEDDINGS:
             threshold, scale = self._embedding_scale(name)
             values = self._source.floats(name, begin, end)
-            return np.where(np.abs(values) > threshold, np.sign(values) * scale, 0).astype("f4")
+            kept: Floats = np.where(np.abs(values) > threshold, np.sign(values) * scale, 0)
+            return kept.astype(np.float32)
         if self.is_ours(name):
             matrix = self.trits(name)
             rows = matrix.scales if matrix.scales.shape[1] == 1 else matrix.scales[:, begin:end]
-            return (matrix.trits[begin:end] * rows[0][:, None]).astype(np.float32)
+            scaled: Floats = matrix.trits[begin:end] * rows[0][:, None]
+            return scaled.astype(np.float32)
         return self._source.floats(name, begin, end)
 
     def masters(self, name: str) -> Floats:

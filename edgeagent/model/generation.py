@@ -121,6 +121,7 @@ class LoadedModel:
         kv_bits: int = 16,
         kv_group_size: int = 64,
         context: int | None = None,
+        comparison: bool = False,
     ) -> None:
         """Verify, map and check everything, then allocate the KV cache.
 
@@ -133,13 +134,14 @@ class LoadedModel:
             kv_group_size: channels that share a scale in 8 and 4 bits.
             context: positions of the KV cache; None for all that the model has.  A model with
                 longrope takes its short factors for a context up to that of its first training.
+            comparison: take the layouts 3 to 5 too, which no device serves.
 
         Raises:
             ModelError: the directory is not a sound model, or its numbers do not fit the engine.
             ValueError: `kernel` is unknown here, or `threads`, `kv_bits`, `kv_group_size` or
                 `context` is out of range.
         """
-        files = open_model(path)
+        files = open_model(path, comparison=comparison)
         self.path = path
         self.release: Release = files.release
         self.tokenizer = Tokenizer(path)

@@ -36,7 +36,12 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _local_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, help="model directory; default: the bundled model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="model directory, Hugging Face directory or GGUF file; default: the bundled model",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="of a source that has none")
     parser.add_argument("--threads", type=int, help="default: the number of cores, at most 4")
     parser.add_argument("--kernel", help="force a kernel variant, as EDGEAGENT_KERNEL does")
     parser.add_argument(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.cli_local import MAX_DEFAULT_THREADS
 from edgeagent.cli_tools import need
 from edgeagent.errors import ConfigError
 
@@ -71,7 +69,9 @@ def _model(args: argparse.Namespace, report: Any) -> Path:
 
 
 def _threads(args: argparse.Namespace) -> int:
-    cores = min(os.cpu_count() or 1, MAX_DEFAULT_THREADS)
+    from edgeagent.api import default_threads
+
+    cores = default_threads()
     return cores if args.threads is None else int(args.threads)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -13,21 +12,21 @@ from edgeagent.errors import ConfigError, ContextFull
 from edgeagent.model.generation import LoadedModel, Outcome, Params
 from edgeagent.paths import bundled_model
 
-#: More threads than this only fight for the same memory bus on the boards we serve.
-MAX_DEFAULT_THREADS = 4
-
 
 def _load(args: argparse.Namespace) -> LoadedModel:
-    threads = args.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS)
+    from edgeagent.api import default_threads, resolve
+
+    threads = args.threads or default_threads()
     zero_skip = True if args.zero_skip is None else args.zero_skip
     try:
         return LoadedModel(
-            args.model or bundled_model(),
+            resolve(args.model or bundled_model(), tokenizer=args.tokenizer),
             threads=threads,
             kernel=args.kernel,
             zero_skip=zero_skip,
             kv_bits=args.kv_bits,
             kv_group_size=args.kv_group_size,
+            comparison=True,
         )
     except ValueError as err:
         raise ConfigError(str(err)) from err

@@ -55,6 +55,7 @@ class Outcome:
     """What one generation gave and what it cost."""
 
     text: str = ""
+    tokens: list[int] = field(default_factory=list)  # ids of what was generated
     finish_reason: str = "length"
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt's, found in the KV cache
@@ -270,6 +271,7 @@ class LoadedModel:
                 break
             recent.append(token)
             outcome.completion_tokens = len(recent)
+            outcome.tokens = recent
             text, met = stops.push(stream.push(token))
             outcome.text += text
             busy_s += time.perf_counter() - started_s

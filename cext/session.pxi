@@ -186,6 +186,16 @@ cdef class Session:
                              self.kv_group_size)
 
 
+def kv_bytes(*, size_t n_layers, size_t n_kv_heads, size_t head_dim, size_t context,
+             int kv_bits=16, int kv_group_size=64):
+    """Return the bytes of a KV cache when every position is used, of a model that is not loaded."""
+    check_kv(kv_bits, kv_group_size)
+    cdef tern_config config
+    memset(&config, 0, sizeof(config))
+    config.n_layers, config.n_kv_heads, config.head_dim = n_layers, n_kv_heads, head_dim
+    return tern_kv_bytes(&config, context, kv_bits, kv_group_size)
+
+
 cdef check_kv(int bits, int group_size):
     if bits not in (4, 8, 16, 32):
         raise ValueError(f"kv_bits: expected 4, 8, 16 or 32, got {bits}")

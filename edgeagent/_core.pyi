@@ -21,6 +21,21 @@ def read_bandwidth(data: Buffer, threads: int = 1) -> tuple[float, int]:
         ValueError: no bytes, or ``threads`` is out of range.
     """
 
+def kv_bytes(
+    *,
+    n_layers: int,
+    n_kv_heads: int,
+    head_dim: int,
+    context: int,
+    kv_bits: int = 16,
+    kv_group_size: int = 64,
+) -> int:
+    """Return the bytes of a KV cache when every position is used, of a model that is not loaded.
+
+    Raises:
+        ValueError: ``kv_bits`` or ``kv_group_size`` is out of range.
+    """
+
 class Kernels:
     """The kernel table of one variant, chosen once.  Its methods exist for tests and benchmarks."""
 

@@ -141,6 +141,18 @@ def _add_adapter(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.set_defaults(handler=_lazy("edgeagent.cli_models", "adapter"))
 
 
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser("inspect", help="what is in a model, and does it fit here?")
+    inspect.add_argument("model", type=Path, help="directory or file, as convert reads them")
+    inspect.add_argument("--context", type=int, metavar="N", help="tokens; default: the model's")
+    inspect.add_argument("--tokenizer", type=Path, help="of a source that has none")
+    inspect.add_argument(
+        "--i2s-variant", choices=("canonical", "neon64", "rows4"), default="canonical"
+    )
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(handler=_lazy("edgeagent.cli_models", "inspect"))
+
+
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = commands.add_parser("doctor", help="check this machine and say what to do")
     doctor.add_argument("--config", type=Path)
@@ -258,6 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_tools(commands)
     _add_adapter(commands)
+    _add_inspect(commands)
     _add_bench(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""`export` and `adapter`: model directories into other ones, without the daemon."""
+"""`export`, `adapter` and `inspect`: models of any format, without the daemon."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent.cli_tools import need
+from edgeagent.errors import EX_OK, ModelError
 
 
 def _progress(quiet: bool) -> Callable[[int, int], None] | None:
@@ -82,3 +83,28 @@ def adapter(args: argparse.Namespace) -> int:
     else:
         print("\n".join(f"{key:<18} {value}" for key, value in summary.items()))
     return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Say what is in a model before anything of it is loaded."""
+    need("numpy", "fleet")
+    from edgeagent import inspect as looking
+    from edgeagent.adapters.machine import memory
+    from edgeagent.cli_tools import progress_bar
+    from edgeagent.inspect_text import text
+
+    try:
+        facts = looking.inspect_model(
+            args.model,
+            context=args.context,
+            available_bytes=memory().available_bytes or 0,
+            tokenizer=args.tokenizer,
+            i2s_variant=args.i2s_variant,
+            report=progress_bar("inspect") if sys.stderr.isatty() else lambda *_: None,
+        )
+    except ModelError as err:
+        facts, code = looking.refused(args.model, err), err.exit_code
+    else:
+        code = EX_OK
+    print(json.dumps(facts, ensure_ascii=False) if args.json else text(facts))
+    return code

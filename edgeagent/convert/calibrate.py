@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeagent.convert.checkpoint import Checkpoint
+from edgeagent.convert.gguf import dequantise
 from edgeagent.convert.pack import MIN_SCALE
 from edgeagent.convert.ternarise import Calibrated, Floats, Ternarised, by_head
 from edgeagent.errors import ConfigError, ModelError
@@ -56,12 +57,7 @@ def _weights(source: Checkpoint, name: str) -> Floats:
     """Return the matrix that the model multiplies by."""
     if not source.is_ternary(name):
         return source.floats(name)
-    found = source.trits(name)
-    groups, _ = found.scales.shape
-    rows = np.broadcast_to(found.scales, (groups, len(found.trits)))
-    wide = np.repeat(rows.T, found.trits.shape[1] // groups, axis=1)
-    scaled: Floats = found.trits * wide
-    return scaled.astype(np.float32)
+    return dequantise(source.trits(name))
 
 
 def _silu(x: Floats) -> Floats:

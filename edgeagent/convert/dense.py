@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeagent.convert.checkpoint import Checkpoint
+from edgeagent.convert.gguf import dequantise
 from edgeagent.convert.pack import MIN_SCALE, pack_binary, pack_int8
 from edgeagent.errors import ModelError
 
@@ -54,9 +55,7 @@ def _weights(source: Checkpoint, name: str, layout: int) -> Floats:
     matrix = source.trits(name)
     if layout == LAYOUT_OF["binary"] and not matrix.trits.all():
         raise ModelError("this matrix is ternary: binary has no zero")
-    groups, _ = matrix.scales.shape
-    rows = np.broadcast_to(matrix.scales, (groups, len(matrix.trits)))
-    return (matrix.trits * np.repeat(rows.T, matrix.trits.shape[1] // groups, 1)).astype("f4")
+    return dequantise(matrix)
 
 
 def dense_tensors(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent.cpus import parse_cpus
-from edgeagent.errors import EX_OK, ConfigError, EdgeAgentError
+from edgeagent.errors import EX_OK, ConfigError, EdgeAgentError, ModelError
 from edgeagent.model.generation import LoadedModel, Params
 from edgeagent.pace import check_duty, rest_s
 
@@ -104,8 +104,20 @@ class Engine:
             checks = self._model.check_health()
             ok = all(check["ok"] for check in checks)
             self._link.send({"event": "health", "ok": ok, "checks": checks})
+        elif op == "adapter":
+            self._link.send({"event": "adapter", **self._swap(message.get("path"))})
         else:
             self._control(message)
+
+    def _swap(self, path: Any) -> dict[str, Any]:
+        """Use the adapter in `path`, or none; what is refused changes nothing."""
+        try:
+            if path is not None and not isinstance(path, str):
+                raise ModelError(f"adapter: expected a directory or null, got {path!r}")
+            self._model.set_adapter(None if path is None else Path(path))
+        except EdgeAgentError as err:
+            return {"ok": False, "path": path, "error": {"code": err.code, "message": str(err)}}
+        return {"ok": True, "path": path}
 
     def _control(self, message: dict[str, Any]) -> None:
         """Handle what may come in the middle of an answer."""
@@ -122,7 +134,7 @@ class Engine:
         elif op == "quit":
             self._leave, self._stop_reason = True, "cancelled"
         else:
-            self._waiting.append(message)  # generate or health: after the running query
+            self._waiting.append(message)  # generate, health, adapter: after the running query
 
     def _poll(self) -> str | None:
         while (message := self._link.receive(wait=False)) is not None:

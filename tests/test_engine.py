@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.model.test_adapter import write_adapter
 from tests.tiny import make_model
 
 TIMEOUT_S = 60
@@ -211,3 +212,42 @@ def test_it_never_survives_its_parent(path):
     shell.stdout.close()
     shell.wait()
     ours.close()
+
+
+def answer(engine, query, prompt="turn on the light"):
+    engine.send(op="generate", id=query, prompt=prompt, params={"max_tokens": 12})
+    return engine.until("done", "error")[-1]["text"]
+
+
+def test_adapters_are_swapped_between_two_answers(engine, tmp_path):
+    lora = tmp_path / "lora"
+    write_adapter(lora)
+    plain = answer(engine, "a")
+    # asked for in the middle of an answer, which ends as it began
+    engine.send(op="generate", id="b", prompt="turn on the light", params={"max_tokens": 12})
+    engine.send(op="adapter", path=str(lora))
+    seen = engine.until("adapter")
+    assert [m["text"] for m in seen if m["event"] == "done"] == [plain]
+    assert seen[-1] == {"event": "adapter", "ok": True, "path": str(lora)}
+    adapted = answer(engine, "c")
+    assert adapted != plain
+    engine.send(op="adapter", path=None)
+    assert engine.receive()["ok"]
+    assert answer(engine, "d") == plain
+    engine.send(op="adapter", path=str(lora))
+    assert engine.receive()["ok"]
+    assert answer(engine, "e") == adapted
+
+
+def test_an_adapter_that_is_refused_changes_nothing(engine, tmp_path):
+    lora = tmp_path / "lora"
+    write_adapter(lora)
+    engine.send(op="adapter", path=str(lora))
+    assert engine.receive()["ok"]
+    adapted = answer(engine, "a")
+    for path in (str(tmp_path / "none"), 7):
+        engine.send(op="adapter", path=path)
+        refused = engine.receive()
+        assert not refused["ok"]
+        assert refused["error"]["code"] == "model"
+    assert answer(engine, "b") == adapted

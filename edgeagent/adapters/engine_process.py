@@ -91,6 +91,7 @@ class EngineProcess:
         self.idle = asyncio.Event()
         self.idle.set()
         self._health: asyncio.Future[Health] | None = None
+        self._adapter: asyncio.Future[None] | None = None
         self._heard_s = time.monotonic()
         self._tasks = [
             asyncio.create_task(self._read(), name="engine-read"),
@@ -200,6 +201,29 @@ class EngineProcess:
         finally:
             self._health = None
 
+    async def set_adapter(self, path: Path | None, timeout_s: float) -> None:
+        """Let the engine use the LoRA adapter in a directory, or none, from the next query on.
+
+        A query that runs ends with the adapter that it began with.
+
+        Raises:
+            ModelError: The adapter does not fit; the engine goes on with what it had.
+            EngineError: It failed, gave no answer in time, or another swap is under way.
+        """
+        if self.ended.done():
+            raise EngineError(f"the engine has ended: {self.ended.result()}")
+        if self._adapter is not None:
+            raise EngineError("another change of the adapter is under way")
+        self._adapter = asyncio.get_running_loop().create_future()
+        self._child.link.send({"op": "adapter", "path": None if path is None else str(path)})
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._adapter
+        except TimeoutError:
+            raise EngineError(f"no word of its adapter within {timeout_s:g} s") from None
+        finally:
+            self._adapter = None
+
     async def leave(self) -> None:
         """Let it finish the token it is at, and end."""
         if not self.ended.done():
@@ -263,6 +287,12 @@ class EngineProcess:
                 if not check.get("ok")
             )
             self._health.set_result(Health(message.get("ok") is True, failed))
+        elif event == "adapter" and self._adapter is not None and not self._adapter.done():
+            if message.get("ok") is True:
+                self._adapter.set_result(None)
+            else:
+                why = message.get("error", {}).get("message", "no reason given")
+                self._adapter.set_exception(ModelError(str(why)))
 
     def _fail(self, how: str) -> None:
         if self.ended.done():
@@ -271,8 +301,9 @@ class EngineProcess:
         error = EngineError(f"the engine ended: {how}")
         for queue in self._queries.values():
             queue.put_nowait(error)
-        if self._health is not None and not self._health.done():
-            self._health.set_exception(error)
+        for waiting in (self._health, self._adapter):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
 
 
 def _ready(message: dict[str, Any]) -> Ready:

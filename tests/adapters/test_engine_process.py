@@ -8,6 +8,8 @@ import pytest
 from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
 from edgeagent.errors import EngineError, ModelError
 from tests.fakes import ENGINE_COMMAND
+from tests.model.test_adapter import write_adapter
+from tests.tiny import make_model
 
 SETTINGS = EngineSettings(command=ENGINE_COMMAND, start_timeout_s=10, hang_timeout_s=10)
 
@@ -176,3 +178,36 @@ def test_arguments_follow_the_contract():
         "--kv-group-size",
         "32",
     ]
+
+
+def test_an_adapter_is_swapped_and_a_wrong_one_refused(tmp_path):
+    model, lora = make_model(tmp_path / "model"), tmp_path / "lora"
+    write_adapter(lora)
+    settings = EngineSettings(start_timeout_s=60, hang_timeout_s=60)
+
+    async def text(engine):
+        query = {"op": "generate", "id": "q", "prompt": "hello", "params": {"max_tokens": 8}}
+        return [m async for m in engine.generate(query)][-1]["text"]
+
+    async def body(engine):
+        plain = await text(engine)
+        await engine.set_adapter(lora, 60)
+        adapted = await text(engine)
+        with pytest.raises(ModelError, match="cannot be read"):
+            await engine.set_adapter(tmp_path, 60)
+        assert await text(engine) == adapted != plain
+        await engine.set_adapter(None, 60)
+        assert await text(engine) == plain
+        await engine.kill()
+        with pytest.raises(EngineError, match="has ended"):
+            await engine.set_adapter(lora, 60)
+
+    with_engine(body, model, settings)
+
+
+def test_an_engine_that_does_not_know_adapters_is_not_waited_for():
+    async def body(engine):
+        with pytest.raises(EngineError, match=r"no word of its adapter within 0\.2 s"):
+            await engine.set_adapter(None, 0.2)
+
+    with_engine(body)

@@ -37,9 +37,9 @@ cdef class _Tensors:
     cdef int layout
     cdef readonly Py_ssize_t ternary_bytes, other_bytes, scan_bytes, n_parameters
 
-    def __cinit__(self, given, int layout):
-        if layout not in _PACKINGS:
-            raise ValueError(f"layout: expected 1 to {len(_PACKINGS)}, got {layout}")
+    def __cinit__(self, given, layout):
+        if type(layout) is not int or layout not in _PACKINGS:
+            raise ValueError(f"layout: expected 1 to {len(_PACKINGS)}, got {layout!r}")
         self.given = given
         self.layout = layout
         self.used = set()

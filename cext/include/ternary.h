@@ -82,7 +82,10 @@ static inline size_t tern_row_bytes(tern_packing packing, size_t n_in)
 /* One vector of quantised activations.
  *
  * Channels that are exactly zero contribute nothing; `live` names the others.  When `live` is NULL
- * every channel is visited. */
+ * every channel is visited.
+ *
+ * A group of inputs of a plane of lines is a part of a longer vector: there n is a multiple of 4, what
+ * follows x[n] are other inputs and not 0, and gemv_cols and gemm_cols must not let them count. */
 typedef struct tern_act {
     const int8_t *x;      /* (ceil(n / TERN_X_PAD) * TERN_X_PAD,) in [-TERN_X_MAX, TERN_X_MAX]; padding is 0 */
     size_t n;             /* inputs, 0 < n <= TERN_IN_MAX */

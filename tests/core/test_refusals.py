@@ -4,6 +4,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeagent import _core
 from tests.core.toy import Shape, make_toy
@@ -108,6 +110,40 @@ def test_matrices_of_one_input_need_one_number_of_groups():
         ValueError, match=rf"^tensor {AT}: expected one number of groups .* 1, 2, 1"
     ):
         load(tensors={name: ("F32", (2, 64), floats(2, 64))})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+ROPE_KEYS = sorted({*LONG, *LLAMA3, "attention_factor", "factor"})
+ROPE_JSON = st.dictionaries(
+    st.sampled_from(ROPE_KEYS), JSON | st.sampled_from([*LONG.values(), 8.0])
+)
+QUANTIZATION = st.dictionaries(st.sampled_from(["layout", "activation_bits"]), JSON)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    change=st.dictionaries(st.sampled_from([*TOY.config, "scale_emb", "rope_scaling"]), JSON),
+    rope=ROPE_JSON,
+    kind=st.sampled_from([None, "linear", "llama3", "longrope", "yarn"]),
+    quantization=st.none() | QUANTIZATION,
+)
+def test_any_config_is_taken_or_refused_with_one_line(change, rope, kind, quantization):
+    if kind is not None:
+        change = change | {"rope_scaling": rope | {"rope_type": kind}}
+    if quantization is not None:
+        change = change | {"quantization_config": quantization}
+    try:
+        model = load(change)
+    except ValueError as err:
+        assert "\n" not in str(err)
+    else:
+        _core.Session(model, 2).eval([1, 2])
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -1,4 +1,4 @@
-"""Build the one compiled module, ``edgeagent._core``.  Static metadata lives in pyproject.toml."""
+"""Build the compiled modules, ``edgeagent._core`` and ``ota._flips``.  Static metadata lives in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -29,4 +29,13 @@ core = Extension(
     extra_link_args=["-pthread"],
 )
 
-setup(ext_modules=cythonize([core], build_dir="build", include_path=["cext"]))
+# The entropy coder of deltas knows nothing of the engine, and an operator's machine needs no other.
+flips = Extension(
+    "ota._flips",
+    sources=["cext/delta/_flips.pyx", "cext/delta/flips.c"],
+    include_dirs=["cext/delta"],
+    depends=["cext/delta/flips.h"],
+    extra_compile_args=CFLAGS,
+)
+
+setup(ext_modules=cythonize([core, flips], build_dir="build", include_path=["cext"]))

@@ -1,0 +1,676 @@
+/* See flips.h; the bytes and the arithmetic are defined in docs/formats.md, section 5. */
+#include "flips.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define Q32 (1ull << 32)
+#define MAX_HAZARD (4 * Q32)       /* a trit that flips with probability 0.98 */
+#define MAX_FACTOR (1ull << 28)    /* Q16: 4096 times the plane's rate */
+#define TOP (1ull << 48)           /* the range is never below it between two symbols */
+#define STEP_BITS 26               /* the table of hits has a step of 1/64 */
+#define N_STEPS 1024               /* and ends at 16: beyond it, nothing stays as it was */
+#define DECAY 0xfc0fc0544aaf31d1ull /* floor(2^64 exp(-1/64)) */
+#define SPAN (Q32 - (1ull << 13))  /* of the table; leaves room for a place's own 1 and for "none" */
+#define INHERITED 32               /* flips that a plane is told of those before it */
+#define WHOLE_INHERITED 4096       /* trits, likewise, for planes from nothing */
+#define MAX_COUNT (1ull << 30)     /* then counts are halved; keeps (2 n + 1) << 32 in 64 bits */
+#define MAX_LINE_COUNT FLIPS_MAX_PRIOR
+#define MAX_PAST_END 8             /* zeros that the end of a stream stands for: what a coder reads ahead */
+#define LINE_PRIOR 64              /* trits of the plane that a new line counts as its own */
+#define MIN_SHARE (1ull << 16)
+#define ALL_ZERO2 0x55             /* four codes 1 */
+#define ALL_ZERO3 121              /* 1 + 3 + 9 + 27 + 81 */
+
+static uint32_t hits[N_STEPS + 1];
+
+/* hits[i] = SPAN (1 - exp(-i / 64)), by repeated multiplication: the same on every machine. */
+static void make_hits(void) {
+  uint64_t left = 1ull << 62;
+  if (hits[N_STEPS]) return;
+  for (int i = 0; i <= N_STEPS; i++) {
+    uint64_t share = (1ull << 32) - (left >> 30);
+    hits[i] = (uint32_t)((share * (SPAN >> 13)) >> 19);
+    left = (uint64_t)(((unsigned __int128)left * DECAY) >> 64);
+  }
+}
+
+/* Probability in Q32 that something happens where x, Q32, is expected; monotone, never above SPAN. */
+static inline uint64_t hit(uint64_t x) {
+  uint64_t step = x >> STEP_BITS;
+  if (step >= N_STEPS) return hits[N_STEPS];
+  uint64_t rest = x & ((1ull << STEP_BITS) - 1);
+  return hits[step] + (((uint64_t)(hits[step + 1] - hits[step]) * rest) >> STEP_BITS);
+}
+
+/* ---- range coder: 64-bit range, units of 16 bits, big-endian ---- */
+
+static void put_unit(flips_coder *c, uint16_t unit) {
+  if (c->n_out + 2 > c->max_out) {
+    size_t larger = c->max_out ? 2 * c->max_out : 1 << 16;
+    uint8_t *out = realloc(c->out, larger);
+    if (!out) {
+      c->failed = 1;
+      return;
+    }
+    c->out = out;
+    c->max_out = larger;
+  }
+  c->out[c->n_out++] = (uint8_t)(unit >> 8);
+  c->out[c->n_out++] = (uint8_t)unit;
+}
+
+static void shift_out(flips_coder *c) {
+  uint16_t unit = (uint16_t)(c->low >> 48);
+  if (c->has_cache && !c->carry && unit == 0xffff) {
+    c->pending++;
+  } else {
+    if (c->has_cache) put_unit(c, (uint16_t)(c->cache + c->carry));
+    for (; c->pending; c->pending--) put_unit(c, c->carry ? 0 : 0xffff);
+    c->cache = unit;
+    c->has_cache = 1;
+    c->carry = 0;
+  }
+  c->low <<= 16;
+}
+
+static inline void normalise_out(flips_coder *c) {
+  while (c->range < TOP) {
+    shift_out(c);
+    c->range <<= 16;
+  }
+}
+
+static inline uint64_t next_unit(flips_coder *c) {
+  uint64_t unit = 0;
+  for (int i = 0; i < 2; i++) {
+    unit <<= 8;
+    if (c->at < c->n_in)
+      unit |= c->in[c->at++];
+    else
+      c->past_end++;
+  }
+  return unit;
+}
+
+static inline void normalise_in(flips_coder *c) {
+  while (c->range < TOP) {
+    c->code = c->code << 16 | next_unit(c);
+    c->range <<= 16;
+  }
+}
+
+/* Take [from, to) of 2^32. */
+static inline void narrow_out(flips_coder *c, uint64_t from, uint64_t to) {
+  uint64_t unit = c->range >> 32;
+  uint64_t low = c->low + unit * from;
+  if (low < c->low) c->carry = 1;
+  c->low = low;
+  c->range = to == Q32 ? c->range - unit * from : unit * (to - from);
+  normalise_out(c);
+}
+
+static inline void narrow_in(flips_coder *c, uint64_t from, uint64_t to) {
+  uint64_t unit = c->range >> 32;
+  c->code -= unit * from;
+  c->range = to == Q32 ? c->range - unit * from : unit * (to - from);
+  normalise_in(c);
+}
+
+/* One bit; p1 is the probability of 1 in Q32, at least 1 and less than 2^32. */
+static inline int code_bit(flips_coder *c, int bit, uint64_t p1) {
+  if (!c->writes) bit = c->code < (c->range >> 32) * p1;
+  uint64_t from = bit ? 0 : p1, to = bit ? p1 : Q32;
+  if (c->writes)
+    narrow_out(c, from, to);
+  else
+    narrow_in(c, from, to);
+  return bit;
+}
+
+/* A bit whose probability is the share of ones so far. */
+static inline int counted_bit(flips_coder *c, int bit, uint64_t *ones, uint64_t *bits) {
+  uint64_t p1 = ((2 * *ones + 1) << 31) / (*bits + 1);
+  bit = code_bit(c, bit, p1);
+  *ones += (uint64_t)bit;
+  if (++*bits == MAX_COUNT) {
+    *ones >>= 1;
+    *bits >>= 1;
+  }
+  return bit;
+}
+
+/* A bit with two moving averages, one quick and one slow. */
+static inline int moving_bit(flips_coder *c, int bit, flips_bit *b) {
+  uint64_t p1 = ((uint64_t)b->fast + b->slow + 2) << 15;
+  bit = code_bit(c, bit, p1 < Q32 - (1ull << 16) ? p1 : Q32 - (1ull << 16));
+  uint32_t goal = bit ? 0xffff : 0;
+  b->fast = (uint16_t)(b->fast + (((int32_t)goal - b->fast) >> 4));
+  b->slow = (uint16_t)(b->slow + (((int32_t)goal - b->slow) >> 7));
+  return bit;
+}
+
+/* ---- start, planes, end ---- */
+
+void flips_start(flips_coder *c, int writes) {
+  make_hits();
+  c->writes = writes;
+  c->range = UINT64_MAX;
+  flips_guess(c, 1);
+  flips_bit even = {0x8000, 0x8000};
+  flips_bit *all = (flips_bit *)&c->words;
+  for (size_t k = 0; k < sizeof c->words / sizeof even; k++) all[k] = even;
+}
+
+void flips_guess(flips_coder *c, uint64_t mean_gap) {
+  mean_gap = mean_gap < 1 ? 1 : mean_gap > MAX_COUNT / 2 ? MAX_COUNT / 2 : mean_gap;
+  for (int k = 0; k < 2; k++) {
+    c->flips[k] = 1;
+    c->trits[k] = mean_gap;
+  }
+}
+
+void flips_free(flips_coder *c) {
+  free(c->out);
+  free(c->cross);
+  c->out = NULL;
+  c->cross = NULL;
+}
+
+/* Reading: whether to wait for input; also reads the first code. */
+static int runs_dry(flips_coder *c) {
+  if (c->writes) return 0;
+  if (c->n_in - c->at < FLIPS_INPUT_MARGIN && !c->at_end) return 1;
+  for (; c->started < 4; c->started++) c->code = c->code << 16 | next_unit(c);
+  return 0;
+}
+
+int flips_shape_ok(const flips_shape *s) {
+  uint32_t block = s->base3 ? 64 : 32, trits = s->base3 ? 320 : 128;
+  if (s->base3 > 1 || s->blind > 1 || !s->line_bytes || s->line_bytes % block) return 0;
+  if (s->line_bytes / block > FLIPS_MAX_LINE_TRITS / trits) return 0;
+  uint32_t most = s->line_bytes / block * trits;
+  if (!s->valid || s->valid > most || s->tail_valid > most) return 0;
+  if (s->segment < FLIPS_MIN_SEGMENT || s->segment > FLIPS_MAX_SEGMENT) return 0;
+  if (s->segment & (s->segment - 1)) return 0;
+  return s->k_line < FLIPS_MAX_PRIOR && s->k_cross < FLIPS_MAX_PRIOR;
+}
+
+int flips_begin(flips_coder *c, const flips_shape *s, uint64_t n_bytes) {
+  if (!flips_shape_ok(s) || n_bytes % s->line_bytes) return FLIPS_BUG;
+  c->n_lines = n_bytes / s->line_bytes;
+  if (s->tail_lines > c->n_lines) return FLIPS_BUG;
+  c->line = 0;
+  c->place = 0;
+  c->n_flips = 0;
+  for (int k = 0; k < 2; k++)
+    if (c->flips[k] > INHERITED) {
+      c->trits[k] = (c->trits[k] * INHERITED) / c->flips[k];
+      c->flips[k] = INHERITED;
+    }
+  if (c->trits_seen > WHOLE_INHERITED) {
+    uint64_t keep = WHOLE_INHERITED;
+    c->zeros_seen = c->zeros_seen * keep / c->trits_seen;
+    c->plus_seen = c->plus_seen * keep / c->trits_seen;
+    c->signs_seen = keep - c->zeros_seen;
+    c->trits_seen = keep;
+  }
+  if (s->k_cross && c->max_cross < s->valid) {
+    uint32_t *cross = realloc(c->cross, s->valid * sizeof *cross);
+    if (!cross) return FLIPS_BUG;
+    c->cross = cross;
+    c->max_cross = s->valid;
+  }
+  return FLIPS_OK;
+}
+
+int flips_end(flips_coder *c) {
+  /* 48 zero bits reach into every range: two bytes are enough */
+  uint64_t low = (c->low + (TOP - 1)) & ~(TOP - 1);
+  if (low < c->low) c->carry = 1;
+  c->low = low;
+  shift_out(c);
+  c->carry = 0;
+  if (c->has_cache) put_unit(c, c->cache);
+  for (; c->pending; c->pending--) put_unit(c, 0xffff);
+  return c->failed ? FLIPS_BUG : FLIPS_OK;
+}
+
+/* ---- bitmaps of a line ---- */
+
+static inline uint32_t count_bits(uint64_t x) {
+  x -= (x >> 1) & 0x5555555555555555ull;
+  x = (x & 0x3333333333333333ull) + ((x >> 2) & 0x3333333333333333ull);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0full;
+  return (uint32_t)((x * 0x0101010101010101ull) >> 56);
+}
+
+/* Lowest bits of 8 bytes as one byte. */
+static inline uint64_t gather(uint64_t bytes) {
+  return ((bytes & 0x0101010101010101ull) * 0x0102040810204080ull) >> 56;
+}
+
+static inline uint64_t load64(const uint8_t *p) {
+  uint64_t x;
+  memcpy(&x, p, 8);
+  return x; /* little-endian machines only, as the whole product */
+}
+
+/* Bit r of the block's words: trit r is zero.  Returns 0 if a code is illegal. */
+static int zeros2(const uint8_t *block, uint64_t *words) {
+  uint64_t bad = 0;
+  words[0] = words[1] = 0;
+  for (int k = 0; k < 4; k++) {
+    uint64_t w = load64(block + 8 * k);
+    bad |= w & w >> 1;
+    for (int f = 0; f < 4; f++) words[f >> 1] |= gather(w >> (2 * f)) << (32 * (f & 1) + 8 * k);
+  }
+  return !(bad & 0x5555555555555555ull);
+}
+
+static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
+
+static void make_fields(void) {
+  if (zero_fields[255]) return;
+  for (int byte = 0; byte < 256; byte++) {
+    int rest = byte;
+    uint8_t mask = 0;
+    for (int f = 0; f < 5; f++, rest /= 3) mask = (uint8_t)(mask | (rest % 3 == 1) << f);
+    zero_fields[byte] = byte < 243 ? mask : 255;
+  }
+}
+
+static int zeros3(const uint8_t *block, uint64_t *words) {
+  uint8_t bad = 0;
+  memset(words, 0, 5 * sizeof *words);
+  for (int k = 0; k < 8; k++) {
+    uint64_t eight = 0;
+    for (int j = 0; j < 8; j++) {
+      uint8_t mask = zero_fields[block[8 * k + j]];
+      bad |= mask >> 7;
+      eight |= (uint64_t)mask << (8 * j);
+    }
+    for (int f = 0; f < 5; f++) words[f] |= gather(eight >> f) << (8 * k);
+  }
+  return !bad;
+}
+
+static int map_line(const flips_shape *s, const uint8_t *line, uint64_t *words) {
+  int good = 1;
+  if (s->base3) {
+    make_fields();
+    for (uint32_t at = 0; at < s->line_bytes; at += 64, words += 5) good &= zeros3(line + at, words);
+  } else {
+    for (uint32_t at = 0; at < s->line_bytes; at += 32, words += 2) good &= zeros2(line + at, words);
+  }
+  return good;
+}
+
+static const uint8_t power3[5] = {1, 3, 9, 27, 81};
+
+static inline uint8_t *byte_of(const flips_shape *s, uint8_t *line, uint32_t i, uint32_t *field) {
+  uint32_t trits = s->base3 ? 320 : 128, bytes = s->base3 ? 64 : 32;
+  uint32_t block = i / trits, r = i % trits;
+  *field = r / bytes;
+  return line + block * bytes + r % bytes;
+}
+
+static inline int get_code(const flips_shape *s, const uint8_t *line, uint32_t i) {
+  uint32_t field;
+  uint8_t byte = *byte_of(s, (uint8_t *)line, i, &field);
+  return s->base3 ? byte / power3[field] % 3 : byte >> (2 * field) & 3;
+}
+
+static inline void set_code(const flips_shape *s, uint8_t *line, uint32_t i, int old, int code) {
+  uint32_t field;
+  uint8_t *byte = byte_of(s, line, i, &field);
+  if (s->base3)
+    *byte = (uint8_t)(*byte + (code - old) * power3[field]);
+  else
+    *byte = (uint8_t)(*byte ^ (old ^ code) << (2 * field));
+}
+
+/* ---- flips ---- */
+
+/* What is expected, Q32, of one old zero and of one old sign, before a place's own factor. */
+static void predict(const flips_coder *c, const flips_shape *s, uint64_t *rate, uint64_t *hazard) {
+  uint64_t factor = 1 << 16;
+  for (int k = 0; k < 2; k++) {
+    rate[k] = ((2 * c->flips[k] + 1) << 32) / (2 * c->trits[k] - c->flips[k] + 2);
+    if (rate[k] > MAX_HAZARD) rate[k] = MAX_HAZARD;
+  }
+  if (s->k_line) {
+    uint64_t expected = c->line_expected < (Q32 << 14) ? c->line_expected : Q32 << 14;
+    uint64_t flips = c->line_flips < MAX_LINE_COUNT ? c->line_flips : MAX_LINE_COUNT;
+    factor = ((s->k_line + flips) << 48) / (((uint64_t)s->k_line << 32) + expected);
+    if (factor > MAX_FACTOR) factor = MAX_FACTOR;
+  }
+  for (int k = 0; k < 2; k++) {
+    hazard[k] = (rate[k] * factor) >> 16;
+    if (s->k_cross) hazard[k] = (hazard[k] << 16) / (((uint64_t)s->k_cross << 16) + (c->cross_expected >> 16));
+    if (hazard[k] > MAX_HAZARD) hazard[k] = MAX_HAZARD;
+    if (!hazard[k]) hazard[k] = 1;
+  }
+}
+
+/* One segment's prediction: what is expected before each trit. */
+typedef struct {
+  uint32_t n;
+  uint64_t hazard[2];
+  const uint64_t *zeros; /* its bitmap */
+  uint32_t before[FLIPS_MAX_SEGMENT / 64 + 1]; /* zeros before each word */
+  uint64_t *sums;                              /* with places' own rates: n + 1 sums; else NULL */
+} segment;
+
+static inline uint64_t zeros_before(const segment *g, uint32_t i) {
+  uint32_t word = i >> 6, rest = i & 63;
+  uint32_t n = g->before[word];
+  return rest ? n + count_bits(g->zeros[word] << (64 - rest)) : n;
+}
+
+/* Expected in the first i trits, Q32. */
+static inline uint64_t expected_in(const segment *g, uint32_t i) {
+  if (g->sums) return g->sums[i];
+  uint64_t zeros = zeros_before(g, i);
+  return zeros * g->hazard[0] + (i - zeros) * g->hazard[1];
+}
+
+static void open_segment(const flips_coder *c, segment *g, uint32_t place) {
+  uint32_t n = 0;
+  for (uint32_t k = 0; 64 * k < g->n; k++) {
+    g->before[k] = n;
+    n += count_bits(g->zeros[k]);
+  }
+  g->before[(g->n + 63) / 64] = n;
+  if (!g->sums) return;
+  uint64_t sum = 0;
+  for (uint32_t i = 0; i < g->n; i++) {
+    g->sums[i] = sum;
+    int is_zero = g->zeros[i >> 6] >> (i & 63) & 1;
+    uint64_t own = g->hazard[!is_zero] * c->cross[place + i]; /* cross holds k + flips */
+    sum += own < MAX_HAZARD ? own : MAX_HAZARD;
+  }
+  g->sums[g->n] = sum;
+}
+
+/* The symbol's border before trit i of those from `from` on; strictly growing. */
+static inline uint64_t border(const segment *g, uint32_t from, uint64_t base, uint32_t i) {
+  return hit(expected_in(g, i) - base) + (i - from);
+}
+
+/* Find the trit whose interval holds `target`. */
+static uint32_t find_trit(const segment *g, uint32_t from, uint64_t base, uint64_t target) {
+  uint32_t low = from, high = g->n; /* border(low) <= target < border(high) */
+  while (high - low > 1) {
+    uint32_t middle = low + (high - low) / 2;
+    if (border(g, from, base, middle) <= target)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/* Code the first flip at or after `from`; `next` is where it is, n for none (read: ignored). */
+static uint32_t code_place(flips_coder *c, const segment *g, uint32_t from, uint32_t next) {
+  uint64_t base = expected_in(g, from);
+  uint64_t none = border(g, from, base, g->n);
+  if (!c->writes) {
+    uint64_t unit = c->range >> 32;
+    next = c->code >= unit * none ? g->n : find_trit(g, from, base, c->code / unit);
+  }
+  uint64_t lower = next == g->n ? none : border(g, from, base, next);
+  uint64_t upper = next == g->n ? Q32 : border(g, from, base, next + 1);
+  if (c->writes)
+    narrow_out(c, lower, upper);
+  else
+    narrow_in(c, lower, upper);
+  return next;
+}
+
+/* Code what a flipped trit becomes. */
+static int code_value(flips_coder *c, const flips_shape *s, int old, int new_) {
+  if (s->blind) {
+    int step = (new_ - old + 3) % 3; /* 1 or 2 */
+    step = 1 + counted_bit(c, step == 2, &c->ones[2], &c->bits[2]);
+    return (old + step) % 3;
+  }
+  if (old == 1) return 2 * counted_bit(c, new_ == 2, &c->ones[0], &c->bits[0]);
+  return counted_bit(c, new_ != 1, &c->ones[1], &c->bits[1]) ? 2 - old : 1;
+}
+
+/* Bit r of the block's words: trit r differs. */
+static void changes2(const uint8_t *old, const uint8_t *new_, uint64_t *words) {
+  words[0] = words[1] = 0;
+  for (int k = 0; k < 4; k++) {
+    uint64_t w = load64(old + 8 * k) ^ load64(new_ + 8 * k);
+    if (!w) continue;
+    w |= w >> 1;
+    for (int f = 0; f < 4; f++) words[f >> 1] |= gather(w >> (2 * f)) << (32 * (f & 1) + 8 * k);
+  }
+}
+
+static void changes3(const uint8_t *old, const uint8_t *new_, uint64_t *words) {
+  memset(words, 0, 5 * sizeof *words);
+  for (int j = 0; j < 64; j++) {
+    int a = old[j], b = new_[j];
+    for (int f = 0; a != b; f++, a /= 3, b /= 3) words[f] |= (uint64_t)(a % 3 != b % 3) << j;
+  }
+}
+
+/* Fill c->changes; returns 0 if the new line holds an illegal code. */
+static int compare_line(flips_coder *c, const flips_shape *s, const uint8_t *old, const uint8_t *new_) {
+  uint64_t *words = c->changes;
+  if (!map_line(s, new_, words)) return 0;
+  if (s->base3) {
+    for (uint32_t at = 0; at < s->line_bytes; at += 64, words += 5) changes3(old + at, new_ + at, words);
+  } else {
+    for (uint32_t at = 0; at < s->line_bytes; at += 32, words += 2) changes2(old + at, new_ + at, words);
+  }
+  return 1;
+}
+
+static uint32_t next_change(const flips_coder *c, uint32_t i, uint32_t end) {
+  while (i < end) {
+    uint64_t word = c->changes[i >> 6] >> (i & 63);
+    if (word) {
+      i += (uint32_t)__builtin_ctzll(word);
+      return i < end ? i : end;
+    }
+    i = (i | 63) + 1;
+  }
+  return end;
+}
+
+static void count_flip(flips_coder *c, const flips_shape *s, int old, uint32_t place) {
+  int class_ = old != 1 && !s->blind;
+  c->flips[class_]++;
+  c->line_flips++;
+  c->n_flips++;
+  if (s->k_cross && c->cross[place] < FLIPS_MAX_PRIOR * 2) c->cross[place]++;
+}
+
+static void count_trits(flips_coder *c, const segment *g, const uint64_t *rate) {
+  uint64_t zeros = zeros_before(g, g->n);
+  uint64_t n[2] = {zeros, g->n - zeros};
+  for (int k = 0; k < 2; k++) {
+    c->trits[k] += n[k];
+    c->line_expected += n[k] * rate[k];
+    if (c->trits[k] >= MAX_COUNT) {
+      c->trits[k] >>= 1;
+      c->flips[k] >>= 1;
+    }
+  }
+}
+
+static void code_segment(flips_coder *c, const flips_shape *s, const uint8_t *old, uint8_t *new_) {
+  segment g;
+  uint64_t rate[2];
+  uint32_t start = c->place, left = c->n_valid - start;
+  g.n = left < s->segment ? left : s->segment;
+  g.zeros = c->zeros + start / 64;
+  g.sums = s->k_cross ? c->sums : NULL;
+  predict(c, s, rate, g.hazard);
+  open_segment(c, &g, start);
+  for (uint32_t i = 0; i < g.n; i++) {
+    uint32_t next = c->writes ? next_change(c, start + i, start + g.n) - start : 0;
+    i = code_place(c, &g, i, next);
+    if (i == g.n) break;
+    int was = get_code(s, c->writes ? old : new_, start + i);
+    int becomes = code_value(c, s, was, get_code(s, new_, start + i));
+    if (!c->writes) set_code(s, new_, start + i, was, becomes);
+    count_flip(c, s, was, start + i);
+  }
+  count_trits(c, &g, rate);
+  c->place += g.n;
+}
+
+/* Begin a line.  Its bitmaps are made here and kept: a line that is taken up again is partly new already. */
+static int begin_line(flips_coder *c, const flips_shape *s, const uint8_t *old, const uint8_t *new_) {
+  c->n_valid = c->n_lines - c->line <= s->tail_lines ? s->tail_valid : s->valid;
+  c->line_flips = c->line_expected = 0;
+  if (s->k_cross && (c->line == 0 || (s->period && c->line % s->period == 0))) {
+    c->cross_expected = 0;
+    for (uint32_t i = 0; i < s->valid; i++) c->cross[i] = s->k_cross;
+  }
+  if (c->writes && !compare_line(c, s, old, new_)) return FLIPS_ILLEGAL;
+  if (!map_line(s, c->writes ? old : new_, c->zeros)) return FLIPS_ILLEGAL;
+  if (s->blind) memset(c->zeros, 0xff, (c->n_valid / 64 + 1) * sizeof *c->zeros); /* one class for all */
+  return FLIPS_OK;
+}
+
+static void end_line(flips_coder *c) {
+  if (c->n_valid) c->cross_expected += c->line_expected / c->n_valid;
+  if (c->cross_expected > Q32 << 14) c->cross_expected = Q32 << 14;
+  c->line++;
+  c->place = 0;
+}
+
+int flips_lines(flips_coder *c, const flips_shape *s, const uint8_t *old, uint8_t *new_, uint64_t n_lines) {
+  for (uint64_t k = 0; k < n_lines; k++) {
+    if (c->place == 0 && begin_line(c, s, old, new_) != FLIPS_OK) return FLIPS_ILLEGAL;
+    while (c->place < c->n_valid) {
+      if (runs_dry(c)) return FLIPS_MORE;
+      code_segment(c, s, old, new_);
+      if (c->past_end > MAX_PAST_END) return FLIPS_EARLY;
+    }
+    end_line(c);
+    if (old) old += s->line_bytes;
+    new_ += s->line_bytes;
+  }
+  return FLIPS_OK;
+}
+
+/* ---- whole planes ---- */
+
+/* Code 64 trits or fewer with one prediction: the plane's share of zeros, bent by the line's own. */
+static void code_trits(flips_coder *c, const flips_shape *s, uint8_t *line, uint32_t n) {
+  uint64_t share = ((2 * c->zeros_seen + 1) << 31) / (c->trits_seen + 1);
+  uint64_t zero = ((c->line_flips << 32) + LINE_PRIOR * share) / (c->place + LINE_PRIOR);
+  uint64_t plus = ((2 * c->plus_seen + 1) << 31) / (c->signs_seen + 1);
+  uint32_t zeros = 0, pluses = 0;
+  if (zero < MIN_SHARE) zero = MIN_SHARE;
+  if (zero > Q32 - MIN_SHARE) zero = Q32 - MIN_SHARE;
+  for (uint32_t i = c->place; i < c->place + n; i++) {
+    int code = c->writes ? get_code(s, line, i) : 1;
+    int is_zero = code_bit(c, code == 1, zero);
+    zeros += (uint32_t)is_zero;
+    if (is_zero) continue;
+    int is_plus = code_bit(c, code == 2, plus);
+    pluses += (uint32_t)is_plus;
+    if (!c->writes) set_code(s, line, i, 1, 2 * is_plus);
+  }
+  c->line_flips += zeros;
+  c->zeros_seen += zeros;
+  c->trits_seen += n;
+  c->plus_seen += pluses;
+  c->signs_seen += n - zeros;
+  if (c->trits_seen >= MAX_COUNT) {
+    c->zeros_seen >>= 1, c->trits_seen >>= 1;
+    c->plus_seen >>= 1, c->signs_seen >>= 1;
+  }
+  c->place += n;
+}
+
+int trits_lines(flips_coder *c, const flips_shape *s, uint8_t *plane, uint64_t n_lines) {
+  for (uint64_t k = 0; k < n_lines; k++, plane += s->line_bytes) {
+    if (c->place == 0) {
+      c->n_valid = c->n_lines - c->line <= s->tail_lines ? s->tail_valid : s->valid;
+      c->line_flips = 0;
+      if (c->writes && !map_line(s, plane, c->changes)) return FLIPS_ILLEGAL;
+      if (!c->writes) memset(plane, s->base3 ? ALL_ZERO3 : ALL_ZERO2, s->line_bytes);
+    }
+    while (c->place < c->n_valid) {
+      uint32_t left = c->n_valid - c->place;
+      if (runs_dry(c)) return FLIPS_MORE;
+      code_trits(c, s, plane, left < 64 ? left : 64);
+      if (c->past_end > MAX_PAST_END) return FLIPS_EARLY;
+    }
+    c->line++;
+    c->place = 0;
+  }
+  return FLIPS_OK;
+}
+
+/* ---- float words ---- */
+
+/* Numbers in the order of the floats: of 16 bits for half and bfloat16, of 32 for float. */
+static inline uint32_t to_order(uint32_t word, uint32_t bits) {
+  uint32_t sign = 1u << (bits - 1);
+  return word & sign ? ~word & (sign | (sign - 1)) : word | sign;
+}
+
+static inline uint32_t from_order(uint32_t order, uint32_t bits) {
+  uint32_t sign = 1u << (bits - 1);
+  return order & sign ? order & (sign - 1) : ~order & (sign | (sign - 1));
+}
+
+/* The exponent of the old value, as far as it tells how large a change is. */
+static inline uint32_t word_class(uint32_t old, uint32_t bits, int blind) {
+  if (blind || bits == 8) return 0;
+  if (bits == 16) return old >> 10 & 31;
+  uint32_t exponent = old >> 23 & 255;
+  return exponent < 96 ? 0 : exponent > 127 ? 31 : exponent - 96;
+}
+
+/* Code how far a word moves, as a number of `bits` bits, in two's complement. */
+static uint32_t code_move(flips_coder *c, uint32_t move, uint32_t bits, uint32_t class_) {
+  static const uint8_t level[33] = {0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3};
+  flips_words *w = &c->words;
+  uint32_t sign = 1u << (bits - 1), mask = sign | (sign - 1);
+  int moves = moving_bit(c, move != 0, &w->moves[class_][level[count_bits(c->recent)]]);
+  c->recent = c->recent << 1 | (uint32_t)moves;
+  if (!moves) return 0;
+  int down = moving_bit(c, (move & sign) != 0, &w->sign[class_]);
+  uint32_t size = down ? (0u - move) & mask : move, length = 1, made = 1;
+  while (length < bits && moving_bit(c, size >> (length - 1) > 1, &w->length[class_][length])) length++;
+  for (uint32_t k = 1; k < length; k++) {
+    int bit = size >> (length - 1 - k) & 1;
+    bit = k < 5 ? moving_bit(c, bit, &w->top[length][made]) : code_bit(c, bit, Q32 / 2);
+    made = made << 1 | (uint32_t)bit;
+  }
+  return down ? (0u - made) & mask : made;
+}
+
+static inline uint32_t load_word(const uint8_t *p, uint32_t width) {
+  uint32_t word = 0;
+  memcpy(&word, p, width); /* little-endian */
+  return word;
+}
+
+int words_code(flips_coder *c, uint32_t width, int blind, const uint8_t *old, uint8_t *new_, uint64_t n_words) {
+  uint32_t bits = 8 * width;
+  if ((width != 1 && width != 2 && width != 4) || n_words > FLIPS_WORDS_AT_ONCE) return FLIPS_BUG;
+  if (runs_dry(c)) return FLIPS_MORE;
+  for (uint64_t k = 0; k < n_words; k++) {
+    uint32_t was = load_word((c->writes ? old : new_) + k * width, width), becomes = was;
+    uint32_t from = to_order(was, bits);
+    uint32_t move = c->writes ? to_order(load_word(new_ + k * width, width), bits) - from : 0;
+    move = code_move(c, bits < 32 ? move & ((1u << bits) - 1) : move, bits, word_class(was, bits, blind));
+    if (c->writes) continue;
+    becomes = from + move;
+    becomes = from_order(bits < 32 ? becomes & ((1u << bits) - 1) : becomes, bits);
+    memcpy(new_ + k * width, &becomes, width);
+  }
+  return c->past_end > MAX_PAST_END ? FLIPS_EARLY : FLIPS_OK;
+}

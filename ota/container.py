@@ -2,14 +2,15 @@
 
 Layout, integers little-endian::
 
-    0    "ETD" 0x01
+    0    "ETD" 0x02
     4    u32   length of the plan, raw
     8    u32   length of the plan, packed
     12   32 B  root of the base; zeros: no base, this is a full image
     44   32 B  root of the result
     76         the plan (ota.plan), one zstd frame; dictionary: the base's release.json
                then the columns of ota.delta, one after the other:
-               five of them one zstd frame each, BYTES a frame a block
+               CODED one zstd frame (of a stream that does not shrink: for its checksum and its
+               borders), BYTES a frame a block
 
 Laws: the base is checked before anything else is believed.  Every declared number has a bound and
 is checked against the others before a byte is made.  Memory is bounded by ``PIECE_BYTES``,
@@ -26,12 +27,13 @@ from typing import IO, Protocol, cast
 
 import zstandard
 
-from ota.delta import FLIP_COLUMNS, Column, FlipReader, bits_of
+from ota.delta import CodedReader, Column
 from ota.errors import DeltaFormatError, PayloadMismatch, WrongBase
 from ota.plan import (
     BLOCK_BYTES,
     MAX_PLAN_BYTES,
     ColumnSize,
+    Plan,
     Region,
     RegionKind,
     kept_files,
@@ -39,10 +41,10 @@ from ota.plan import (
 )
 from ota.release import FileEntry, Release
 
-MAGIC = b"ETD\x01"
+MAGIC = b"ETD\x02"
 HEADER = struct.Struct("<4sII32s32s")
 NO_BASE = bytes(32)
-WINDOW_BYTES = 1 << 20  # what a decoder must hold for each open frame; six are open at most
+WINDOW_BYTES = 1 << 20  # what a decoder must hold for the one open frame
 PIECE_BYTES = 1 << 18  # of a plane in memory: a few pieces fit a small core's cache
 READ_BYTES = 1 << 16  # what is unpacked at once from a column
 FRAME_HEADER_BYTES = 18  # the longest header of a zstd frame (RFC 8878 section 3.1.1)
@@ -126,27 +128,15 @@ class Container:
             PayloadMismatch: a file came out with another hash than the release names.
             DeltaFormatError: a column ended early, late, or breaks a rule.
         """
-        starts = self._starts
-        columns = {
-            column: _ColumnReader(self._blob, starts[column], self.sizes[column])
-            for column in FLIP_COLUMNS
-        }
-        flips = FlipReader(
-            {
-                Column.GAP_HIGH: columns[Column.GAP_HIGH].values(),
-                Column.GAP_MID: columns[Column.GAP_MID].values(),
-                Column.GAP_LOW: columns[Column.GAP_LOW].values(),
-                Column.SIGN: bits_of(columns[Column.SIGN].chunks()),
-                Column.FATE: bits_of(columns[Column.FATE].chunks()),
-            }
-        )
-        blocks = _BlockReader(self._blob, starts[Column.BYTES])
+        coded = _ColumnReader(self._blob, self._starts[Column.CODED], self.sizes[Column.CODED])
+        plan = self._plan
+        reader = CodedReader(coded.chunks(), plan.mean_gap, plan.is_blind)
+        maker = _Maker(plan, reader, _BlockReader(self._blob, self._starts[Column.BYTES]))
         for name, regions in self.regions.items():
-            source = _OldFile(old, name)
-            pieces = _make_file(regions, source, flips, blocks)
+            pieces = maker.file(regions, _OldFile(old, name))
             yield name, _hashed(name, self.release.files[name], pieces)
-        for reader in columns.values():
-            reader.end()
+        reader.end()
+        coded.end()
 
     def _check_length(self, start: int) -> dict[Column, int]:
         """Return where each column starts; together they must be all there is."""
@@ -171,18 +161,49 @@ def _check_base(base_root: bytes, base: Release | None) -> Release | None:
     return base
 
 
-def _make_file(
-    regions: tuple[Region, ...], source: _OldFile, flips: FlipReader, blocks: _BlockReader
-) -> Iterator[bytes]:
-    for region in regions:
-        if region.kind is RegionKind.COPY:
-            yield from source.pieces(region.old_offset, region.length)
-        elif region.kind is RegionKind.FLIPS:
-            old = source.pieces(region.old_offset, region.length)
-            yield from flips.apply(old, region.length, region.n_flips, region.low_bytes)
-        else:
-            dictionary = source.read(region.old_offset, region.old_length)
-            yield blocks.take(region.packed, region.length, dictionary)
+class _Maker:
+    """Makes the regions of all files, in order."""
+
+    def __init__(self, plan: Plan, coded: CodedReader, blocks: _BlockReader) -> None:
+        self._plan = plan
+        self._coded = coded
+        self._blocks = blocks
+
+    def file(self, regions: tuple[Region, ...], source: _OldFile) -> Iterator[bytes]:
+        for region in regions:
+            yield from self._region(region, source)
+
+    def _region(self, region: Region, source: _OldFile) -> Iterator[bytes]:
+        offset, length = region.old_offset, region.length
+        match region.kind:
+            case RegionKind.COPY:
+                return source.pieces(offset, length, 1)
+            case RegionKind.FLIPS:
+                shape = self._plan.shapes[region.shape]
+                old = source.pieces(offset, length, shape.line_bytes)
+                return self._coded.flips(old, length, shape)
+            case RegionKind.TRITS:
+                shape = self._plan.shapes[region.shape]
+                return self._coded.trits(_sizes(length, shape.line_bytes), length, shape)
+            case RegionKind.WORDS:
+                return self._coded.words(source.pieces(offset, length, region.width), region.width)
+            case RegionKind.NEW:
+                return self._coded.words(map(first_words, _sizes(length, 4)), region.width, True)
+            case RegionKind.BYTES:
+                dictionary = source.read(offset, region.old_length)
+                return iter([self._blocks.take(region.packed, length, dictionary)])
+
+
+def first_words(n_bytes: int) -> bytes:
+    """Return the old words of a region that has none: zeros."""
+    return bytes(n_bytes)
+
+
+def _sizes(length: int, unit: int) -> Iterator[int]:
+    """Cut ``length`` in pieces of whole units."""
+    step = PIECE_BYTES // unit * unit
+    for start in range(0, length, step):
+        yield min(step, length - start)
 
 
 def _hashed(name: str, entry: FileEntry, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -209,12 +230,10 @@ class _OldFile:
             raise WrongBase(f"{self._name}: expected {length} bytes at {offset}, got {len(data)}")
         return data
 
-    def pieces(self, offset: int, length: int) -> Iterator[bytes]:
-        end = offset + length
-        while offset < end:
-            piece = self.read(offset, min(PIECE_BYTES, end - offset))
-            offset += len(piece)
-            yield piece
+    def pieces(self, offset: int, length: int, unit: int) -> Iterator[bytes]:
+        for size in _sizes(length, unit):
+            yield self.read(offset, size)
+            offset += size
 
 
 class _Cursor:
@@ -251,10 +270,6 @@ class _ColumnReader:
                 return
             self._left -= len(chunk)
             yield chunk
-
-    def values(self) -> Iterator[int]:
-        for chunk in self.chunks():
-            yield from chunk
 
     def end(self) -> None:
         """Check that the column is used up; this also makes zstd check the frame's checksum."""

@@ -1,156 +1,128 @@
-"""Flips of packed trits: how a changed plane is written down, and how it is applied.  Pure.
+"""What a coded plane is: its shape, and how the coder of ``ota._flips`` is driven.  Pure.
 
-A **flip** is a trit that differs between the old and the new plane.  Trits are counted in packed
-byte order, four codes a byte, lowest bits first, so nothing here knows shapes.  A plane with ``n``
-flips is
+A **flip** is a trit that differs between the old and the new plane.  The coder walks a plane in
+lines of blocks, predicts for every segment of a line how many flips to expect (old zeros and old
+signs apart, with a line's and a place's own rate where the shape asks for it), and writes the
+places of the flips and what they become with a range coder.  It needs no table and no second pass,
+so both sides stream.  The bytes are defined in ``docs/formats.md`` section 5.
 
-* the gaps between flips (unchanged trits skipped), split into bytes.  The highest digit may exceed
-  a byte, so it is written in base 255 with 255 as "add 255 and go on"; the digits below it are
-  plain bytes.  Gaps between independent flips are geometric, so their digits are independent of
-  each other, and one entropy code a digit loses nothing;
-* one bit a flip, conditional on the old trit: from 0 the sign (1 is +1), from +-1 whether the trit
-  goes to the opposite sign (1) or, as nearly always, to 0.
-
-The five columns of all planes (see ``Column``) lie in five streams, each one zstd frame in
-``ota.container``, so that each has statistics of its own and a plane of a hundred flips costs no
-headers.  Writing them is ``ota.encoder``'s part.
+All planes and float words of a container share one stream and one model: what is learnt from one
+plane is where the next one starts.  ``Column`` names the two streams of a container.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
 
+from ota import _flips
 from ota.errors import DeltaFormatError
 
-TRITS_PER_BYTE = 4
-ESCAPE = 255  # a digit of the highest byte: 255 more, and another digit follows
-MAX_MEAN_DIGIT = 480  # at a mean of 480 the escape has probability 0.59, just above one bit
-MAX_LOW_BYTES = 2  # 16 low bits are enough for flip rates down to 1e-7
-NEVER = 1 << 62  # beyond every trit there can be
+BLOCK_BYTES = {0: 32, 1: 64}
+BLOCK_TRITS = {0: 128, 1: 320}
+"""Of a block of packed trits, by ``base3``."""
+
+WORD_WIDTHS = (1, 2, 4)
 
 
 class Column(IntEnum):
     """The streams of a container, in the order of the file."""
 
-    GAP_HIGH = 0
-    GAP_MID = 1
-    GAP_LOW = 2
-    SIGN = 3
-    FATE = 4
-    BYTES = 5
+    CODED = 0
+    BYTES = 1
 
 
-FLIP_COLUMNS: tuple[Column, ...] = tuple(Column)[: Column.BYTES]
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a packed plane is walked, and what the model may learn from it.
 
-LOW_COLUMNS: tuple[tuple[Column, ...], ...] = (
-    (),
-    (Column.GAP_LOW,),
-    (Column.GAP_MID, Column.GAP_LOW),
-)
-"""Which columns hold the low bytes of a gap, by the number of low bytes."""
-
-_BITS_OF_BYTE = tuple(tuple(byte >> k & 1 for k in range(8)) for byte in range(256))
-
-
-def bits_of(chunks: Iterable[bytes]) -> Iterator[int]:
-    """Yield the bits of ``chunks``, lowest bit of each byte first."""
-    for chunk in chunks:
-        yield from chain.from_iterable(map(_BITS_OF_BYTE.__getitem__, chunk))
-
-
-def low_bytes_for(n_flips: int, n_trits: int) -> int:
-    """Choose how many low bytes a gap gets.
-
-    Measured over means of 20 to 2000: up to ``MAX_MEAN_DIGIT`` escapes cost less than a second
-    digit, and both stay within 1.4 % of the bound.
+    Attributes:
+        base3: 0 for four codes a byte, 1 for five
+        line_bytes: bytes of a line, whole blocks
+        valid: trits of a line that are weights; padding follows
+        tail_lines: so many lines at the end of the plane have ``tail_valid`` instead
+        tail_valid: their trits
+        period: lines after which places mean other outputs; 0: never
+        segment: trits that share a prediction, a power of two
+        k_line: prior of a line's own rate, in flips; 0: none
+        k_cross: prior of a place's own rate; 0: none
     """
-    mean_gap = n_trits // max(n_flips, 1)
-    low_bytes = 0
-    while mean_gap >= MAX_MEAN_DIGIT and low_bytes < MAX_LOW_BYTES:
-        mean_gap >>= 8
-        low_bytes += 1
-    return low_bytes
+
+    base3: int
+    line_bytes: int
+    valid: int
+    tail_lines: int
+    tail_valid: int
+    period: int
+    segment: int
+    k_line: int = 0
+    k_cross: int = 0
+
+    def numbers(self, blind: bool) -> _flips.ShapeNumbers:
+        """Return what the coder takes; ``blind`` makes it ignore the old trits."""
+        lines = (self.base3, self.line_bytes, self.valid, self.tail_lines, self.tail_valid)
+        return (*lines, self.period, self.segment, self.k_line, self.k_cross, int(blind))
+
+    def is_ok(self) -> bool:
+        """Say whether the coder takes it."""
+        return max(self.numbers(blind=False)) < 1 << 32 and _flips.shape_ok(self.numbers(False))
 
 
-class FlipReader:
-    """Applies flips to old planes, in the order in which they were written."""
+class CodedReader:
+    """The ``CODED`` stream: makes planes and words out of old ones, in the order of the plan.
 
-    def __init__(self, columns: dict[Column, Iterator[int]]) -> None:
-        """Take one iterator a column: bytes of the gap columns, bits of ``SIGN`` and ``FATE``."""
-        self._columns = columns
+    Args:
+        pieces: the stream, unpacked
+        mean_gap: how many trits a flip is expected in, before anything is known
+        blind: the stream was written without a look at old trits
+    """
 
-    def apply(
-        self, old: Iterable[bytes], n_bytes: int, n_flips: int, low_bytes: int
-    ) -> Iterator[bytes]:
-        """Yield the new plane, piece by piece as ``old`` comes.
+    def __init__(self, pieces: Iterable[bytes], mean_gap: int, blind: bool) -> None:
+        self._reader = _flips.Reader(pieces)
+        self._reader.guess(mean_gap)
+        self._blind = blind
 
-        Args:
-            old: the pieces of the old plane, ``n_bytes`` together
-            n_bytes: length of the plane
-            n_flips: how many trits differ
-            low_bytes: how many low bytes a gap has, at most ``MAX_LOW_BYTES``
+    def flips(self, old: Iterable[bytes], n_bytes: int, shape: Shape) -> Iterator[bytes]:
+        """Yield the new plane; ``old`` comes in pieces of whole lines.
 
         Raises:
-            DeltaFormatError: a flip lies outside the plane or hits an illegal code, or a stream
-                ended early.
+            DeltaFormatError: the stream ended early, or the old plane is none.
         """
-        positions = self._positions(n_flips, low_bytes, n_bytes * TRITS_PER_BYTE)
-        flip = next(positions, NEVER)
-        start = 0
-        for piece in old:
-            end = start + len(piece) * TRITS_PER_BYTE
-            if flip < end:
-                new = bytearray(piece)
-                flip = self._flip_piece(new, flip, positions, start, end)
-                yield bytes(new)
-            else:
-                yield piece
-            start = end
-        if flip != NEVER or start != n_bytes * TRITS_PER_BYTE:
-            raise DeltaFormatError(f"delta: a plane of {n_bytes} bytes ended at {start // 4}")
+        with _clear():
+            self._reader.begin(shape.numbers(self._blind), n_bytes)
+            for piece in old:
+                lines = bytearray(piece)
+                self._reader.flips(lines)
+                yield bytes(lines)
 
-    def _positions(self, n_flips: int, low_bytes: int, n_trits: int) -> Iterator[int]:
-        high = self._columns[Column.GAP_HIGH]
-        lows = [self._columns[column] for column in LOW_COLUMNS[low_bytes]]
-        position = -1
-        try:
-            for _ in range(n_flips):
-                gap = digit = next(high)
-                while digit == ESCAPE:
-                    digit = next(high)
-                    gap += digit
-                for low in lows:
-                    gap = gap << 8 | next(low)
-                position += gap + 1
-                if position >= n_trits:
-                    raise DeltaFormatError(f"delta: flip at trit {position} of {n_trits}")
-                yield position
-        except StopIteration:
-            raise DeltaFormatError("delta: the stream of gaps ended early") from None
+    def trits(self, sizes: Iterable[int], n_bytes: int, shape: Shape) -> Iterator[bytes]:
+        """Yield a plane that comes from nothing, in pieces of the given sizes, whole lines each."""
+        with _clear():
+            self._reader.begin(shape.numbers(self._blind), n_bytes)
+            for size in sizes:
+                lines = bytearray(size)
+                self._reader.trits(lines)
+                yield bytes(lines)
 
-    def _flip_piece(
-        self, piece: bytearray, flip: int, positions: Iterator[int], start: int, end: int
-    ) -> int:
-        """Flip what lies in ``[start, end)`` and return the first position after it."""
-        sign, fate = self._columns[Column.SIGN], self._columns[Column.FATE]
-        try:
-            while flip < end:
-                index = (flip - start) >> 2
-                shift = (flip & 3) << 1
-                byte = piece[index]
-                code = byte >> shift & 3
-                if code == 1:  # 0 becomes +1 or -1: code 2 or 0
-                    change = 3 if next(sign) else 1
-                elif code == 3:
-                    raise DeltaFormatError(f"delta: the old plane has an illegal code at {flip}")
-                elif next(fate):  # -1 and +1 exchanged: codes 0 and 2
-                    change = 2
-                else:  # to 0, code 1
-                    change = 1 if code == 0 else 3
-                piece[index] = byte ^ change << shift
-                flip = next(positions, NEVER)
-        except StopIteration:
-            raise DeltaFormatError("delta: a stream of bits ended early") from None
-        return flip
+    def words(self, old: Iterable[bytes], width: int, blind: bool = False) -> Iterator[bytes]:
+        """Yield new words of ``width`` bytes; ``old`` comes in pieces of whole words."""
+        with _clear():
+            for piece in old:
+                words = bytearray(piece)
+                self._reader.words(words, width, self._blind or blind)
+                yield bytes(words)
+
+    def end(self) -> None:
+        """Check that the stream is used up."""
+        with _clear():
+            self._reader.end()
+
+
+@contextmanager
+def _clear() -> Iterator[None]:
+    try:
+        yield
+    except _flips.CodeError as err:
+        raise DeltaFormatError(f"delta: {err}") from None

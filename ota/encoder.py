@@ -1,7 +1,7 @@
 """Writing ``.etd`` containers: the operator's half of the codec.  Pure; needs numpy.
 
-The format is defined in ``ota.container``, the columns in ``ota.delta``.  One plane, or one block,
-is in memory at a time; packed columns go to scratch files that the caller opens.
+The format is defined in ``docs/formats.md`` section 5.  One tensor is in memory at a time, old and
+new; packed columns go to scratch files that the caller opens.
 """
 
 from __future__ import annotations
@@ -13,62 +13,91 @@ from typing import IO
 import numpy as np
 import zstandard
 
-from ota.container import HEADER, MAGIC, NO_BASE, WINDOW_BYTES, Files
-from ota.delta import ESCAPE, FLIP_COLUMNS, LOW_COLUMNS, Column, low_bytes_for
+from ota import _flips
+from ota.container import HEADER, MAGIC, NO_BASE, WINDOW_BYTES, Files, first_words
+from ota.delta import Column, Shape
 from ota.plan import BLOCK_BYTES, ColumnSize, Plan, Region, RegionKind, changed_files, pack_plan
 from ota.planes import LENGTH_BYTES, Span, header_length, parse_header
 from ota.release import Release
+from ota.shapes import Plane, n_trits, radix_of, shape_of
 
 LEVEL = 19  # the strongest that keeps to a small window; deltas are made once and sent often
+CODED_LEVEL = 1  # of a stream that does not shrink: the frame is there for its checksum
 DICTIONARY_SLACK = (
     1 << 16
 )  # old bytes on each side of a block: text moves a little when it is edited
 SHARD_SUFFIX = ".safetensors"
 COPY_BYTES = 1 << 20
+WORD_BLOCK_BYTES = 1 << 16  # unchanged stretches of at least this length are copied, not coded
+WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "U8": 1, "I8": 1}
+MIN_PLANE_BYTES = 32  # a block of trits
+CODED_KINDS = {RegionKind.FLIPS, RegionKind.TRITS, RegionKind.WORDS, RegionKind.NEW}
 
-Trits = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
+class _CodedWriter:
+    """The ``CODED`` column: one stream of the coder in one zstd frame."""
 
-class _ColumnWriter:
-    """One column: bytes in, one zstd frame out."""
-
-    def __init__(self, scratch: IO[bytes]) -> None:
+    def __init__(self, scratch: IO[bytes], blind: bool) -> None:
+        self._coder = _flips.Writer()
         self._packer: zstandard.ZstdCompressionObj | None = None
+        self._blind = blind
+        self._shapes: dict[Shape, int] = {}
+        self.mean_gap = 0
         self.scratch = scratch
         self.raw = 0
 
-    def write(self, data: bytes) -> None:
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return tuple(self._shapes)
+
+    def flips(self, old: bytes, new: bytes, shape: Shape) -> int:
+        """Code a plane and return the number of its shape."""
+        if self.mean_gap == 0:
+            self.mean_gap = mean_gap(old, new, shape)
+            self._coder.guess(self.mean_gap)
+        self._coder.begin(shape.numbers(self._blind), len(new))
+        self._coder.flips(old, new)
+        return self._number(shape)
+
+    def trits(self, plane: bytes, shape: Shape) -> int:
+        """Code a plane that comes from nothing and return the number of its shape."""
+        self._coder.begin(shape.numbers(self._blind), len(plane))
+        self._coder.trits(plane)
+        return self._number(shape)
+
+    def words(self, old: bytes, new: bytes, width: int, blind: bool = False) -> None:
+        self._coder.words(old, new, width, self._blind or blind)
+        self._take()
+
+    def _number(self, shape: Shape) -> int:
+        self._take()
+        return self._shapes.setdefault(shape, len(self._shapes))
+
+    def _take(self) -> None:
+        data = self._coder.take()
         if not data:
             return
-        if self._packer is None:  # not before it is needed: level 19 takes 80 MB for its tables
+        if self._packer is None:
             parameters = zstandard.ZstdCompressionParameters.from_level(
-                LEVEL, window_log=WINDOW_BYTES.bit_length() - 1, write_checksum=True
+                CODED_LEVEL, window_log=WINDOW_BYTES.bit_length() - 1, write_checksum=True
             )
             self._packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
         self.raw += len(data)
         self.scratch.write(self._packer.compress(data))
 
-    def end(self) -> ColumnSize:
+    def end(self, is_used: bool) -> ColumnSize:
+        if is_used:
+            self._coder.end()
+            self._take()
         if self._packer is not None:
             self.scratch.write(self._packer.flush())
         return ColumnSize(self.scratch.tell(), self.raw)
 
 
-class _BitWriter:
-    """Packs bits, lowest first, and keeps a started byte for the next plane."""
-
-    def __init__(self, column: _ColumnWriter) -> None:
-        self._column = column
-        self._rest = np.zeros(0, dtype=bool)
-
-    def write(self, bits: np.ndarray) -> None:
-        bits = np.concatenate((self._rest, bits))
-        whole = len(bits) & ~7
-        self._column.write(np.packbits(bits[:whole], bitorder="little").tobytes())
-        self._rest = bits[whole:]
-
-    def end(self) -> None:
-        self._column.write(np.packbits(self._rest, bitorder="little").tobytes())
+def mean_gap(old: bytes, new: bytes, shape: Shape) -> int:
+    """Return in how many trits a changed byte is; the coder's first guess of its rate."""
+    n_changed = int(np.count_nonzero(_plane(old) != _plane(new)))
+    return max(1, n_trits(shape, len(new)) // max(1, n_changed))
 
 
 class _BlockWriter:
@@ -115,6 +144,8 @@ class Encoder:
         base: the release and the files that the device has; None makes a full image
         result: the release and the files to be made
         open_scratch: opens an empty file that is read back once
+        reversible: nothing depends on the base's trits, so that the delta composes with others
+            and inverts without any model (``ota.compose``); costs about 5 % more
     """
 
     def __init__(
@@ -122,45 +153,45 @@ class Encoder:
         base: tuple[Release, Files] | None,
         result: tuple[Release, Files],
         open_scratch: Callable[[], IO[bytes]] = io.BytesIO,
+        *,
+        reversible: bool = False,
     ) -> None:
         self._base = base
         self._release, self._new = result
-        self._gaps = {c: _ColumnWriter(open_scratch()) for c in FLIP_COLUMNS}
-        self._signs = _BitWriter(self._gaps[Column.SIGN])
-        self._fates = _BitWriter(self._gaps[Column.FATE])
+        self._blind = reversible
+        self._coded = _CodedWriter(open_scratch(), reversible)
         self._blocks = _BlockWriter(open_scratch())
 
     def write(self, out: IO[bytes]) -> None:
         """Write the container to ``out``."""
         base = self._base[0] if self._base else None
         regions = {name: self._regions(name) for name in changed_files(base, self._release)}
-        self._signs.end()
-        self._fates.end()
-        writers: dict[Column, _ColumnWriter | _BlockWriter] = {
-            **self._gaps,
-            Column.BYTES: self._blocks,
+        kinds = {region.kind for some in regions.values() for region in some}
+        sizes = {
+            Column.CODED: self._coded.end(bool(kinds & CODED_KINDS)),
+            Column.BYTES: self._blocks.end(),
         }
-        sizes = {column: writers[column].end() for column in Column}
-        plan = pack_plan(Plan(self._release, sizes, regions))
+        coded = self._coded
+        plan = pack_plan(
+            Plan(self._release, sizes, coded.shapes, coded.mean_gap, self._blind, regions)
+        )
         packed = pack_frame(plan, base.text if base else b"")
         base_root = bytes.fromhex(base.root) if base else NO_BASE
         root = bytes.fromhex(self._release.root)
         out.write(HEADER.pack(MAGIC, len(plan), len(packed), base_root, root))
         out.write(packed)
-        for column in Column:
-            scratch = writers[column].scratch
+        for scratch in (self._coded.scratch, self._blocks.scratch):
             scratch.seek(0)
             while chunk := scratch.read(COPY_BYTES):
                 out.write(chunk)
 
     def _regions(self, name: str) -> tuple[Region, ...]:
         """Encode one changed file."""
-        new_bytes = self._release.files[name].n_bytes
-        if self._base is None or name not in self._base[0].files:
-            return tuple(self._blocks_of(name, Span("", 0, new_bytes, False), None))
-        old_bytes = self._base[0].files[name].n_bytes
-        new_spans = _spans(self._new, name, new_bytes)
-        old_spans = {span.name: span for span in _spans(self._base[1], name, old_bytes)}
+        new_spans = _spans(self._new, name, self._release.files[name].n_bytes)
+        old_spans: dict[str, Span] = {}
+        if self._base is not None and name in self._base[0].files:
+            spans = _spans(self._base[1], name, self._base[0].files[name].n_bytes)
+            old_spans = {span.name: span for span in spans}
         regions: list[Region] = []
         for span in new_spans:
             regions += self._span(name, span, old_spans.get(span.name))
@@ -168,39 +199,46 @@ class Encoder:
 
     def _span(self, name: str, span: Span, old: Span | None) -> Iterator[Region]:
         if old is None or self._base is None:
-            yield from self._blocks_of(name, span, None)
+            yield from self._from_nothing(name, span)
             return
-        if span.is_u8 and old.is_u8 and span.length == old.length:
-            before = self._base[1].read_at(name, old.start, old.length)
-            after = self._new.read_at(name, span.start, span.length)
-            if before == after:
-                yield Region(RegionKind.COPY, span.length, old.start)
-                return
-            old_plane, new_plane = _plane(before), _plane(after)
-            if _is_ternary(old_plane) and _is_ternary(new_plane):
-                yield self._flips(old_plane, new_plane, old.start)
-                return
-        yield from self._blocks_of(name, span, old)
+        if span.dtype != old.dtype or span.length != old.length or span.dtype not in WIDTHS:
+            yield from self._blocks_of(name, span, old)
+            return
+        before = self._base[1].read_at(name, old.start, old.length)
+        after = self._new.read_at(name, span.start, span.length)
+        if before == after:
+            yield Region(RegionKind.COPY, span.length, old.start)
+            return
+        shape = _flips_shape(span, before, after)
+        if shape is not None:
+            number = self._coded.flips(before, after, shape)
+            yield Region(RegionKind.FLIPS, span.length, old.start, shape=number)
+            return
+        yield from self._words(before, after, old.start, WIDTHS[span.dtype])
 
-    def _flips(self, old: Trits, new: Trits, old_offset: int) -> Region:
-        bytes_at = np.flatnonzero(old != new)
-        shifts = np.arange(0, 8, 2, dtype=np.uint8)
-        before = old[bytes_at, None] >> shifts & 3
-        after = new[bytes_at, None] >> shifts & 3
-        changed = before != after
-        positions = (bytes_at[:, None] * 4 + np.arange(4))[changed]
-        before, after = before[changed], after[changed]
-        gaps = np.diff(positions, prepend=-1) - 1
-        low_bytes = low_bytes_for(len(gaps), len(old) * 4)
-        self._gaps[Column.GAP_HIGH].write(_digits(gaps >> (8 * low_bytes)))
-        for k, column in enumerate(reversed(LOW_COLUMNS[low_bytes])):
-            self._gaps[column].write((gaps >> (8 * k)).astype(np.uint8).tobytes())
-        from_zero = before == 1
-        self._signs.write(after[from_zero] == 2)
-        self._fates.write(after[~from_zero] != 1)
-        return Region(
-            RegionKind.FLIPS, len(old), old_offset, n_flips=len(gaps), low_bytes=low_bytes
-        )
+    def _words(self, old: bytes, new: bytes, offset: int, width: int) -> Iterator[Region]:
+        """Encode words that moved; stretches that did not change are copied."""
+        for start, end, is_same in _stretches(old, new):
+            if is_same:
+                yield Region(RegionKind.COPY, end - start, offset + start)
+            else:
+                self._coded.words(old[start:end], new[start:end], width)
+                yield Region(RegionKind.WORDS, end - start, offset + start, width=width)
+
+    def _from_nothing(self, name: str, span: Span) -> Iterator[Region]:
+        """Encode a tensor that the base does not have."""
+        data = b""
+        if span.dtype in WIDTHS:
+            data = self._new.read_at(name, span.start, span.length)
+        shape = _whole_shape(span, data) if span.dtype == "U8" else None
+        if shape is not None:
+            number = self._coded.trits(data, shape)
+            yield Region(RegionKind.TRITS, span.length, shape=number)
+        elif data and WIDTHS[span.dtype] > 1:
+            self._coded.words(first_words(len(data)), data, WIDTHS[span.dtype], blind=True)
+            yield Region(RegionKind.NEW, span.length, width=WIDTHS[span.dtype])
+        else:
+            yield from self._blocks_of(name, span, None)
 
     def _blocks_of(self, name: str, span: Span, old: Span | None) -> Iterator[Region]:
         """Encode a stretch as blocks; each has the old bytes around its place as dictionary."""
@@ -209,7 +247,7 @@ class Encoder:
             block = self._new.read_at(name, span.start + start, length)
             from_, to = _old_range(start, length, old)
             dictionary = b""
-            if self._base is not None and to > from_:
+            if self._base is not None and to > from_ and not self._blind:
                 dictionary = self._base[1].read_at(name, from_, to - from_)
             if old is not None and block == dictionary[start + old.start - from_ :][:length]:
                 yield Region(RegionKind.COPY, length, old.start + start)
@@ -229,7 +267,7 @@ def _old_range(start: int, length: int, old: Span | None) -> tuple[int, int]:
 
 def _spans(files: Files, name: str, n_bytes: int) -> list[Span]:
     """Cut a file into its header, its tensors and what lies between; or take it as one."""
-    whole = [Span("", 0, n_bytes, False)]
+    whole = [Span("", 0, n_bytes)]
     if not name.endswith(SHARD_SUFFIX):
         return whole
     length = header_length(files.read_at(name, 0, LENGTH_BYTES), n_bytes)
@@ -238,7 +276,7 @@ def _spans(files: Files, name: str, n_bytes: int) -> list[Span]:
     tensors = parse_header(files.read_at(name, LENGTH_BYTES, length), n_bytes)
     if tensors is None:
         return whole
-    return _joined([Span("", 0, LENGTH_BYTES + length, False), *tensors])
+    return _joined([Span("", 0, LENGTH_BYTES + length), *tensors])
 
 
 def _joined(spans: list[Span]) -> list[Span]:
@@ -246,15 +284,42 @@ def _joined(spans: list[Span]) -> list[Span]:
     joined: list[Span] = []
     for span in spans:
         last = joined[-1] if joined else None
-        if last and last.name and not (last.is_u8 or span.is_u8) and _is_small(last, span):
-            joined[-1] = Span(last.name, last.start, last.length + span.length, False)
+        if last and last.name and span.dtype != "U8" and _is_small(last, span):
+            joined[-1] = Span(last.name, last.start, last.length + span.length, last.dtype)
         else:
             joined.append(span)
     return joined
 
 
 def _is_small(first: Span, second: Span) -> bool:
-    return first.length + second.length <= BLOCK_BYTES
+    return first.length + second.length <= BLOCK_BYTES and first.dtype == second.dtype
+
+
+def _stretches(old: bytes, new: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, end, is it the same) of runs of blocks."""
+    start, held = 0, old[:WORD_BLOCK_BYTES] == new[:WORD_BLOCK_BYTES]
+    for at in range(WORD_BLOCK_BYTES, len(new), WORD_BLOCK_BYTES):
+        end = at + WORD_BLOCK_BYTES
+        is_same = old[at:end] == new[at:end]
+        if is_same != held:
+            yield start, at, held
+            start, held = at, is_same
+    yield start, len(new), held
+
+
+def _flips_shape(span: Span, old: bytes, new: bytes) -> Shape | None:
+    """Return how to walk a plane of which trits changed; None if it is no plane of trits."""
+    if span.dtype != "U8" or span.length < MIN_PLANE_BYTES:
+        return None
+    base3 = radix_of(_plane(old), _plane(new))
+    return None if base3 is None else shape_of(span.dims, base3, _plane(old), _plane(new))
+
+
+def _whole_shape(span: Span, data: bytes) -> Shape | None:
+    if span.length < MIN_PLANE_BYTES:
+        return None
+    base3 = radix_of(_plane(data))
+    return None if base3 is None else shape_of(span.dims, base3, None, _plane(data))
 
 
 def _merged(regions: list[Region]) -> Iterator[Region]:
@@ -280,19 +345,5 @@ def _follows(held: Region, region: Region) -> bool:
     )
 
 
-def _plane(data: bytes) -> Trits:
+def _plane(data: bytes) -> Plane:
     return np.frombuffer(data, dtype=np.uint8)
-
-
-def _is_ternary(plane: Trits) -> bool:
-    """Say whether no code is 3."""
-    return not bool((plane & plane >> 1 & 0x55).any())
-
-
-def _digits(highs: np.ndarray) -> bytes:
-    """Write each number in base 255 with escapes."""
-    escapes = highs // ESCAPE
-    ends = np.cumsum(escapes + 1)
-    digits = np.full(int(ends[-1]) if len(ends) else 0, ESCAPE, dtype=np.uint8)
-    digits[ends - 1] = highs % ESCAPE
-    return digits.tobytes()

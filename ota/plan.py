@@ -3,13 +3,19 @@
 Numbers are unsigned LEB128::
 
     length, bytes         release.json of the result
-    6 x (packed, raw)     lengths of the columns
+    flags                 1: blind, the coded stream does not depend on the base
+    mean gap              trits that the coder first expects a flip in
+    2 x (packed, raw)     lengths of the columns
+    number of shapes, then for each the nine numbers of ota.delta.Shape, in its order
     for each file of the result that the base does not have, by name:
         number of regions, then for each region its kind and
         COPY   length, skip              bytes that did not change
-        FLIPS  length, skip, n, low      a plane: n flips, gaps with `low` low bytes
+        FLIPS  length, skip, shape       a plane of which trits changed
         BYTES  length, packed, skip, old length
                                          a block: a frame, its dictionary are the old bytes
+        TRITS  length, shape             a plane that comes from nothing
+        WORDS  length, skip, width       words that moved a little; floats, mostly
+        NEW    length, width             words that come from nothing
         where `skip` is how far the old bytes lie from where the region before stopped reading
         (zigzag: 0, -1, 1, -2 ... are 0, 1, 2, 3), so that it is nearly always 0
 
@@ -19,11 +25,11 @@ Every number has a bound and is checked against the others here, before a byte i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 
-from ota.delta import MAX_LOW_BYTES, Column
+from ota.delta import WORD_WIDTHS, Column, Shape
 from ota.errors import DeltaFormatError
 from ota.release import MAX_RELEASE_BYTES, Release, parse_release
 
@@ -32,6 +38,9 @@ MAX_DICTIONARY_BYTES = BLOCK_BYTES + (1 << 17)  # the old bytes around a block: 
 MAX_PACKED_BLOCK_BYTES = BLOCK_BYTES + 1024  # a frame of noise is a few bytes longer than it
 MAX_PLAN_BYTES = 1 << 22  # release.json at its largest, and all regions at 40 bytes each
 MAX_REGIONS = 1 << 16  # a 2 B model has 900, most of them blocks of its embedding
+MAX_SHAPES = 1 << 10  # a model has a handful; one rate of flips more makes another
+MAX_SHAPE_NUMBER = (1 << 32) - 1
+FLAG_BLIND = 1
 MAX_NUMBER = 1 << 50  # every offset and length; sums of a few stay exact anywhere
 
 
@@ -41,6 +50,9 @@ class RegionKind(IntEnum):
     COPY = 0
     FLIPS = 1
     BYTES = 2
+    TRITS = 3
+    WORDS = 4
+    NEW = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +62,26 @@ class Region:
     kind: RegionKind
     length: int
     old_offset: int = 0
-    n_flips: int = 0
-    low_bytes: int = 0
+    shape: int = 0
+    width: int = 0
     packed: int = 0
     old_length: int = 0
 
     @property
     def old_end(self) -> int:
         """Where it stops reading the old file."""
-        reads = self.old_length if self.kind is RegionKind.BYTES else self.length
-        return self.old_offset + reads
+        if self.kind is RegionKind.BYTES:
+            return self.old_offset + self.old_length
+        return self.old_offset + (self.length if "old_offset" in FIELDS[self.kind] else 0)
 
 
 FIELDS: dict[RegionKind, tuple[str, ...]] = {
     RegionKind.COPY: ("length", "old_offset"),
-    RegionKind.FLIPS: ("length", "old_offset", "n_flips", "low_bytes"),
+    RegionKind.FLIPS: ("length", "old_offset", "shape"),
     RegionKind.BYTES: ("length", "packed", "old_offset", "old_length"),
+    RegionKind.TRITS: ("length", "shape"),
+    RegionKind.WORDS: ("length", "old_offset", "width"),
+    RegionKind.NEW: ("length", "width"),
 }
 """The numbers of a region, in the order of the plan; ``old_offset`` is written as `skip`."""
 
@@ -84,6 +100,9 @@ class Plan:
 
     release: Release
     sizes: Mapping[Column, ColumnSize]
+    shapes: tuple[Shape, ...]
+    mean_gap: int
+    is_blind: bool
     regions: Mapping[str, tuple[Region, ...]]
     """The files that are not kept, in the order of the container."""
 
@@ -122,14 +141,17 @@ def parse_plan(data: bytes, base: Release | None) -> Plan:
     """
     numbers = _Numbers(data)
     release = parse_release(numbers.take_bytes(MAX_RELEASE_BYTES))
+    is_blind = numbers.take(FLAG_BLIND) == FLAG_BLIND
+    mean_gap = numbers.take()
     sizes = {column: ColumnSize(numbers.take(), numbers.take()) for column in Column}
+    shapes = tuple(_take_shape(numbers) for _ in range(numbers.take(MAX_SHAPES)))
     regions: dict[str, tuple[Region, ...]] = {}
     left = MAX_REGIONS
     for name in changed_files(base, release):
-        regions[name] = _take_regions(numbers, name, release, base, left)
+        regions[name] = _take_regions(numbers, name, release, base, left, shapes)
         left -= len(regions[name])
     numbers.end()
-    plan = Plan(release, sizes, regions)
+    plan = Plan(release, sizes, shapes, mean_gap, is_blind, regions)
     if plan.blocks_size() != sizes[Column.BYTES]:
         raise DeltaFormatError(
             f"delta: expected blocks of {plan.blocks_size()}, got {sizes[Column.BYTES]}"
@@ -150,9 +172,15 @@ def pack_plan(plan: Plan) -> bytes:
     out = bytearray()
     put_number(out, len(plan.release.text))
     out += plan.release.text
+    put_number(out, FLAG_BLIND if plan.is_blind else 0)
+    put_number(out, plan.mean_gap)
     for column in Column:
         put_number(out, plan.sizes[column].packed)
         put_number(out, plan.sizes[column].raw)
+    put_number(out, len(plan.shapes))
+    for shape in plan.shapes:
+        for value in astuple(shape):
+            put_number(out, value)
     for regions in plan.regions.values():
         put_number(out, len(regions))
         old_end = 0
@@ -161,7 +189,7 @@ def pack_plan(plan: Plan) -> bytes:
             for field in FIELDS[region.kind]:
                 value = getattr(region, field)
                 put_number(out, _zigzag(value - old_end) if field == "old_offset" else value)
-            old_end = region.old_end
+            old_end = region.old_end or old_end
     return bytes(out)
 
 
@@ -173,15 +201,30 @@ def _unzigzag(value: int) -> int:
     return ~(value >> 1) if value & 1 else value >> 1
 
 
+def _take_shape(numbers: _Numbers) -> Shape:
+    shape = Shape(*(numbers.take(MAX_SHAPE_NUMBER) for _ in fields(Shape)))
+    if not shape.is_ok():
+        raise DeltaFormatError(f"delta: a shape breaks a limit: {shape}")
+    return shape
+
+
 def _take_regions(
-    numbers: _Numbers, name: str, result: Release, base: Release | None, max_regions: int
+    numbers: _Numbers,
+    name: str,
+    result: Release,
+    base: Release | None,
+    max_regions: int,
+    shapes: Sequence[Shape],
 ) -> tuple[Region, ...]:
     old_bytes = base.files[name].n_bytes if base and name in base.files else 0
     regions: list[Region] = []
     old_end = 0
     for _ in range(numbers.take(max_regions)):
-        regions.append(_take_region(numbers, name, old_end, old_bytes))
-        old_end = regions[-1].old_end
+        region = _take_region(numbers, name, old_end, old_bytes)
+        if not _is_bounded(region, shapes):
+            raise DeltaFormatError(f"delta: {name}: a region breaks a limit: {region}")
+        regions.append(region)
+        old_end = region.old_end or old_end
     n_bytes = sum(region.length for region in regions)
     if n_bytes != result.files[name].n_bytes:
         raise DeltaFormatError(
@@ -195,22 +238,27 @@ def _take_region(numbers: _Numbers, name: str, old_end: int, old_bytes: int) -> 
     if code not in FIELDS:
         raise DeltaFormatError(f"delta: {name}: unknown kind of region {code}")
     kind = RegionKind(code)
-    fields = {field: numbers.take() for field in FIELDS[kind]}
-    fields["old_offset"] = old_end + _unzigzag(fields["old_offset"])
-    region = Region(kind, **fields)
+    values = {field: numbers.take() for field in FIELDS[kind]}
+    if "old_offset" in values:
+        values["old_offset"] = old_end + _unzigzag(values["old_offset"])
+    region = Region(kind, **values)
     if region.old_offset < 0 or region.old_end > old_bytes:
         raise DeltaFormatError(
             f"delta: {name}: expected {old_bytes} old bytes, "
             f"a region reads {region.old_offset} to {region.old_end}"
         )
-    if not _is_bounded(region):
-        raise DeltaFormatError(f"delta: {name}: a region breaks a limit: {region}")
     return region
 
 
-def _is_bounded(region: Region) -> bool:
-    if region.kind is RegionKind.FLIPS:
-        return region.n_flips <= region.length * 4 and region.low_bytes <= MAX_LOW_BYTES
+def _is_bounded(region: Region, shapes: Sequence[Shape]) -> bool:
+    if region.kind in (RegionKind.FLIPS, RegionKind.TRITS):
+        if region.shape >= len(shapes):
+            return False
+        shape = shapes[region.shape]
+        n_lines, rest = divmod(region.length, shape.line_bytes)
+        return rest == 0 and shape.tail_lines <= n_lines
+    if region.kind in (RegionKind.WORDS, RegionKind.NEW):
+        return region.width in WORD_WIDTHS and region.length % region.width == 0
     if region.kind is RegionKind.BYTES:
         return (
             region.length <= BLOCK_BYTES

@@ -22,7 +22,8 @@ class Span:
     name: str
     start: int
     length: int
-    is_u8: bool
+    dtype: str = ""
+    dims: tuple[int, ...] = ()
 
 
 def header_length(prefix: bytes, file_bytes: int) -> int | None:
@@ -62,7 +63,10 @@ def parse_header(header: bytes, file_bytes: int) -> list[Span] | None:
 def _span(name: str, entry: Any, data_start: int) -> Span | None:
     if not isinstance(entry, Mapping):
         return None
-    match entry.get("data_offsets"):
-        case [int(start), int(end)] if 0 <= start <= end:
-            return Span(name, data_start + start, end - start, entry.get("dtype") == "U8")
+    match (entry.get("data_offsets"), entry.get("shape")):
+        case ([int(start), int(end)], [*dims]) if 0 <= start <= end:
+            if not all(type(dim) is int for dim in dims):
+                return None
+            dtype = str(entry.get("dtype"))
+            return Span(name, data_start + start, end - start, dtype, tuple(dims))
     return None

@@ -15,7 +15,8 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint --max-line-length 100 cext/_core.pyx cext/*.pxi cext/engine.pxd
+	PATH="$(BIN):$$PATH" cython-lint --max-line-length 100 cext/_core.pyx cext/*.pxi cext/engine.pxd \
+		cext/delta/_flips.pyx
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -31,9 +32,10 @@ wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist $(VENV) $(PEERS) edgeagent/_core*.so cext/_core.c *.egg-info
+	rm -rf build dist $(VENV) $(PEERS) edgeagent/_core*.so ota/_flips*.so cext/_core.c *.egg-info
 
-SOURCES := pyproject.toml setup.py $(wildcard cext/*.py[xd] cext/*.pxi cext/src/* cext/include/*)
+SOURCES := pyproject.toml setup.py $(wildcard cext/*.py[xd] cext/*.pxi cext/src/* cext/include/* \
+	cext/delta/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

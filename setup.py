@@ -1,4 +1,7 @@
-"""Build the compiled modules, ``edgeagent._core`` and ``ota._flips``.  Static metadata lives in pyproject.toml."""
+"""Build the compiled modules, ``edgeagent._core`` and ``ota._flips``.
+
+Static metadata lives in pyproject.toml.
+"""
 
 from __future__ import annotations
 

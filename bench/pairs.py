@@ -1,6 +1,6 @@
 """Real update pairs: small fine-tunes of the bundled model, for the table of ``bench/delta.py``.
 
-    python bench/pairs.py --data DIR --out DIR      needs the extra edgeagent[train]; CPU, one thread
+    python bench/pairs.py --data DIR --out DIR     needs the extra edgeagent[train]; a CPU will do
 
 The float masters of the bundled model are not published.  They are drawn again from its trits (a
 normal distribution cut at the thresholds of absmean, so that every trit comes out as it was) and
@@ -122,8 +122,12 @@ def bundled_trits(config: ModelConfig) -> Iterator[tuple[str, np.ndarray, float]
     """Yield name, trits and scale of every projection of the bundled model."""
     hidden, kv, ffn = config.hidden_size, config.kv_size, config.ffn_size
     shapes = {
-        **{"q_proj": (hidden, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)},
-        **{"o_proj": (hidden, hidden), "gate_proj": (ffn, hidden), "up_proj": (ffn, hidden)},
+        "q_proj": (hidden, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, hidden),
+        "gate_proj": (ffn, hidden),
+        "up_proj": (ffn, hidden),
         "down_proj": (hidden, ffn),
     }
     for path in sorted(bundled_model().glob("model-*.safetensors")):

@@ -247,11 +247,13 @@ class Encoder:
             block = self._new.read_at(name, span.start + start, length)
             from_, to = _old_range(start, length, old)
             dictionary = b""
-            if self._base is not None and to > from_ and not self._blind:
+            if self._base is not None and to > from_:
                 dictionary = self._base[1].read_at(name, from_, to - from_)
             if old is not None and block == dictionary[start + old.start - from_ :][:length]:
                 yield Region(RegionKind.COPY, length, old.start + start)
                 continue
+            if self._blind:
+                from_, dictionary = 0, b""
             packed = self._blocks.write(block, dictionary)
             yield Region(RegionKind.BYTES, length, from_, packed=packed, old_length=len(dictionary))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ota.delta import BLOCK_BYTES, BLOCK_TRITS, Shape
+from ota.delta import BLOCK_BYTES, Shape
 
 MIN_SEGMENT, MAX_SEGMENT = 64, 4096
 FLIPS_A_SEGMENT = 0.7  # about one symbol in two finds a flip
@@ -47,8 +47,7 @@ def shape_of(dims: Sequence[int], base3: int, old: Plane | None, new: Plane) -> 
     used = [_used(p, base3, line_bytes) for p in (old, new) if p is not None]
     valid = _valid(used, slice(0, n_lines - tail_lines), base3)
     tail_valid = _valid(used, slice(n_lines - tail_lines, n_lines), base3)
-    if tail_lines == n_lines or valid == 0:  # one panel: all lines are alike
-        valid = max(valid, tail_valid)
+    valid = max(valid, tail_valid)
     if tail_valid in (0, valid):
         tail_lines, tail_valid = (0, 0) if tail_valid else (tail_lines, 0)
     shape = Shape(base3, line_bytes, max(valid, 1), tail_lines, tail_valid, period, MIN_SEGMENT)
@@ -78,8 +77,12 @@ def _bits(plane: Plane, base3: int) -> Plane:
     """Return a bit a field where it is not zero: bit 2 f of layout 1, bit f of base 3."""
     if base3:
         return _FIELDS3[plane]
-    turned = plane ^ np.uint8(0x55)
-    return (turned | turned >> 1) & np.uint8(0x55)
+    return _either_bit(plane ^ np.uint8(0x55))
+
+
+def _either_bit(codes: Plane) -> Plane:
+    bits: Plane = (codes | codes >> np.uint8(1)) & np.uint8(0x55)
+    return bits
 
 
 def _used(plane: Plane, base3: int, line_bytes: int) -> Plane:
@@ -119,6 +122,7 @@ def _tuned(shape: Shape, old: Plane, new: Plane) -> Shape:
     segment = MIN_SEGMENT
     while segment < MAX_SEGMENT and 2 * segment * total < FLIPS_A_SEGMENT * n_trits:
         segment *= 2
+    a_line = a_line[: max(0, len(old) // shape.line_bytes - shape.tail_lines)]
     k_line = _prior(a_line) if shape.valid >= 4 * segment else 0
     k_cross = _prior(_a_place(flips, shape))
     numbers = (shape.line_bytes, shape.valid, shape.tail_lines, shape.tail_valid, shape.period)
@@ -127,8 +131,7 @@ def _tuned(shape: Shape, old: Plane, new: Plane) -> Shape:
 
 def _changed(old: Plane, new: Plane, base3: int) -> Plane:
     if not base3:
-        moved = old ^ new
-        return (moved | moved >> 1) & np.uint8(0x55)
+        return _either_bit(old ^ new)
     at = np.flatnonzero(old != new)
     bits = np.zeros(len(old), np.uint8)
     for field in range(5):
@@ -178,8 +181,3 @@ def n_trits(shape: Shape, n_bytes: int) -> int:
     """Return how many trits of a plane the coder walks, padding apart."""
     n_lines = n_bytes // shape.line_bytes
     return (n_lines - shape.tail_lines) * shape.valid + shape.tail_lines * shape.tail_valid
-
-
-def blocks_trits(base3: int, n_bytes: int) -> int:
-    """Return how many trits a plane has, padding included."""
-    return n_bytes // BLOCK_BYTES[base3] * BLOCK_TRITS[base3]

@@ -30,6 +30,7 @@ cdef extern from "flips.h" nogil:
     int trits_lines(flips_coder *c, const flips_shape *s, uint8_t *plane, uint64_t n_lines)
     int words_code(flips_coder *c, uint32_t width, int blind, const uint8_t *old, uint8_t *new_,
                    uint64_t n_words)
+    void flips_open(flips_coder *c)
     int flips_end(flips_coder *c)
 
 WORDS_AT_ONCE = FLIPS_WORDS_AT_ONCE
@@ -221,5 +222,6 @@ cdef class Reader(_Coder):
         """Check that nothing is left of the stream."""
         if not self._c.at_end or self._c.at < self._c.n_in:
             self._feed()
+        flips_open(self._c)
         if self._c.at < self._c.n_in or next(self._pieces, None) is not None:
             raise CodeError("the coded stream is longer than the planes")

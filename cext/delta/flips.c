@@ -18,6 +18,8 @@
 #define MAX_LINE_COUNT FLIPS_MAX_PRIOR
 #define MAX_PAST_END 8             /* zeros that the end of a stream stands for: what a coder reads ahead */
 #define LINE_PRIOR 64              /* trits of the plane that a new line counts as its own */
+#define FAST_SHIFT 4               /* an average over 16 bits, and one over 128; young ones move faster */
+#define SLOW_SHIFT 7
 #define MIN_SHARE (1ull << 16)
 #define ALL_ZERO2 0x55             /* four codes 1 */
 #define ALL_ZERO3 121              /* 1 + 3 + 9 + 27 + 81 */
@@ -145,8 +147,10 @@ static inline int moving_bit(flips_coder *c, int bit, flips_bit *b) {
   uint64_t p1 = ((uint64_t)b->fast + b->slow + 2) << 15;
   bit = code_bit(c, bit, p1 < Q32 - (1ull << 16) ? p1 : Q32 - (1ull << 16));
   uint32_t goal = bit ? 0xffff : 0;
-  b->fast = (uint16_t)(b->fast + (((int32_t)goal - b->fast) >> 4));
-  b->slow = (uint16_t)(b->slow + (((int32_t)goal - b->slow) >> 7));
+  b->seen += b->seen < SLOW_SHIFT;
+  int shift = b->seen < FAST_SHIFT ? b->seen : FAST_SHIFT;
+  b->fast = (uint16_t)(b->fast + (((int32_t)goal - b->fast) >> shift));
+  b->slow = (uint16_t)(b->slow + (((int32_t)goal - b->slow) >> b->seen));
   return bit;
 }
 
@@ -157,7 +161,7 @@ void flips_start(flips_coder *c, int writes) {
   c->writes = writes;
   c->range = UINT64_MAX;
   flips_guess(c, 1);
-  flips_bit even = {0x8000, 0x8000};
+  flips_bit even = {0x8000, 0x8000, 0};
   flips_bit *all = (flips_bit *)&c->words;
   for (size_t k = 0; k < sizeof c->words / sizeof even; k++) all[k] = even;
 }
@@ -177,11 +181,15 @@ void flips_free(flips_coder *c) {
   c->cross = NULL;
 }
 
+void flips_open(flips_coder *c) {
+  for (; c->started < 4; c->started++) c->code = c->code << 16 | next_unit(c);
+}
+
 /* Reading: whether to wait for input; also reads the first code. */
 static int runs_dry(flips_coder *c) {
   if (c->writes) return 0;
   if (c->n_in - c->at < FLIPS_INPUT_MARGIN && !c->at_end) return 1;
-  for (; c->started < 4; c->started++) c->code = c->code << 16 | next_unit(c);
+  flips_open(c);
   return 0;
 }
 
@@ -190,7 +198,7 @@ int flips_shape_ok(const flips_shape *s) {
   if (s->base3 > 1 || s->blind > 1 || !s->line_bytes || s->line_bytes % block) return 0;
   if (s->line_bytes / block > FLIPS_MAX_LINE_TRITS / trits) return 0;
   uint32_t most = s->line_bytes / block * trits;
-  if (!s->valid || s->valid > most || s->tail_valid > most) return 0;
+  if (!s->valid || s->valid > most || s->tail_valid > s->valid) return 0;
   if (s->segment < FLIPS_MIN_SEGMENT || s->segment > FLIPS_MAX_SEGMENT) return 0;
   if (s->segment & (s->segment - 1)) return 0;
   return s->k_line < FLIPS_MAX_PRIOR && s->k_cross < FLIPS_MAX_PRIOR;

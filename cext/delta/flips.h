@@ -41,7 +41,7 @@ typedef struct {
   uint32_t line_bytes; /* a multiple of the block's bytes */
   uint32_t valid;      /* trits of a line that are weights; what follows is padding */
   uint32_t tail_lines; /* so many lines at the end ... */
-  uint32_t tail_valid; /* ... have so many */
+  uint32_t tail_valid; /* ... have so many, not more */
   uint32_t period;     /* lines after which places mean other outputs; 0: never */
   uint32_t segment;    /* trits that share one prediction, a power of two */
   uint32_t k_line;     /* prior of a line's own rate, in flips; 0: lines have no rate of their own */
@@ -50,8 +50,8 @@ typedef struct {
 } flips_shape;
 
 typedef struct {
-  uint16_t fast, slow;
-} flips_bit; /* an adaptive bit: two estimates of P(1) in 16 bits */
+  uint16_t fast, slow, seen;
+} flips_bit; /* an adaptive bit: two estimates of P(1) in 16 bits, and how young they are */
 
 typedef struct {
   flips_bit moves[FLIPS_WORD_CLASSES][4];
@@ -114,6 +114,10 @@ int trits_lines(flips_coder *c, const flips_shape *s, uint8_t *plane, uint64_t n
 
 /* Words of `width` 1, 2 or 4 bytes, at most FLIPS_WORDS_AT_ONCE a call; `old` and `new_` as above. */
 int words_code(flips_coder *c, uint32_t width, int blind, const uint8_t *old, uint8_t *new_, uint64_t n_words);
+
+/* Reading: take the first units of the stream, if that has not happened; the input must have them or be at its end.
+ */
+void flips_open(flips_coder *c);
 
 /* End the stream that is written. */
 int flips_end(flips_coder *c);

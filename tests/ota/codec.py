@@ -20,10 +20,11 @@ def release_of(model: Model, version: str = "1.0.0", counter: int = 1) -> Releas
     return make_release("edge-test", version, counter, files, Health())
 
 
-def encode(old: Model | None, new: Model) -> bytes:
+def encode(old: Model | None, new: Model, *, reversible: bool = False) -> bytes:
     out = io.BytesIO()
     base = None if old is None else (release_of(old), Files(old))
-    Encoder(base, (release_of(new, "1.1.0", 2), Files(new))).write(out)
+    result = (release_of(new, "1.1.0", 2), Files(new))
+    Encoder(base, result, reversible=reversible).write(out)
     return out.getvalue()
 
 

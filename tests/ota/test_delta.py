@@ -1,103 +1,246 @@
+"""The coder of flips, through the reader that a device has."""
+
+import math
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ota.delta import ESCAPE, Column, FlipReader, bits_of, low_bytes_for
+from ota import _flips
+from ota.delta import BLOCK_BYTES, BLOCK_TRITS, CodedReader, Shape
 from ota.errors import DeltaFormatError
 
-ZEROS = bytes([0b01010101]) * 64  # 256 trits of 0: code 1 four times a byte
+STEP3 = 3 ** np.arange(5, dtype=np.uint8)
 
 
-def reader(high=b"", mid=b"", low=b"", sign=(), fate=()):
-    return FlipReader(
-        {
-            Column.GAP_HIGH: iter(high),
-            Column.GAP_MID: iter(mid),
-            Column.GAP_LOW: iter(low),
-            Column.SIGN: iter(sign),
-            Column.FATE: iter(fate),
-        }
+def pack(codes, base3):
+    """Pack codes in the order of a line: block by block, field by field."""
+    block = BLOCK_BYTES[base3]
+    fields = codes.reshape(-1, 5 if base3 else 4, block).astype(np.uint8)
+    factors = STEP3 if base3 else np.array([1, 4, 16, 64], np.uint8)
+    return (fields * factors[:, None]).sum(axis=1, dtype=np.uint8).tobytes()
+
+
+def lines_of(shape, n_lines, rng, p_zero=0.4):
+    """Codes of a plane; 1 in the padding."""
+    n_places = shape.line_bytes // BLOCK_BYTES[shape.base3] * BLOCK_TRITS[shape.base3]
+    codes = rng.choice(
+        [0, 1, 2], (n_lines, n_places), p=[(1 - p_zero) / 2, p_zero, (1 - p_zero) / 2]
     )
+    codes[:, shape.valid :] = 1
+    if shape.tail_lines:
+        codes[n_lines - shape.tail_lines :, shape.tail_valid :] = 1
+    return codes
 
 
-def apply(flips, old, n_flips, low_bytes=0, piece=64):
-    pieces = [old[k : k + piece] for k in range(0, len(old), piece)]
-    return b"".join(flips.apply(pieces, len(old), n_flips, low_bytes))
+def flipped(shape, codes, rate, rng):
+    hit = rng.random(codes.shape) < rate
+    hit &= lines_of(shape, len(codes), rng, 0.0) != 1  # only weights
+    return np.where(hit, (codes + rng.choice([1, 2], codes.shape)) % 3, codes)
 
 
-def test_a_zero_becomes_what_its_sign_says():
-    new = apply(reader(high=[0, 2], sign=[1, 0]), ZEROS, 2)
-    assert new[0] == 0b00010110  # trit 0 is +1 (code 2), trit 3 is -1 (code 0)
-    assert new[1:] == ZEROS[1:]
+def write(shape, pairs, blind=False, gap=100):
+    writer = _flips.Writer()
+    writer.guess(gap)
+    for old, new in pairs:
+        writer.begin(shape.numbers(blind), len(new))
+        writer.flips(old, new) if old is not None else writer.trits(new)
+    writer.end()
+    return writer.take()
 
 
-def test_a_sign_becomes_zero_or_the_other_sign():
-    old = bytes([0b00100010])  # codes 2, 0, 2, 0
-    assert apply(reader(high=[0, 0, 0, 0], fate=[0, 0, 1, 1]), old, 4) == bytes([0b10000101])
+def read(shape, data, olds, blind=False, gap=100, piece=None, chunk=1000):
+    """Make the planes again, from chunks of the stream and pieces of the old planes."""
+    reader = CodedReader([data[k : k + chunk] for k in range(0, len(data), chunk)], gap, blind)
+    step = (piece or 1) * shape.line_bytes
+    made = []
+    for old in olds:
+        pieces = [old[k : k + step] for k in range(0, len(old), step)]
+        made.append(b"".join(reader.flips(pieces, len(old), shape)))
+    reader.end()
+    return made
 
 
-def test_an_escape_adds_to_the_gap():
-    new = apply(reader(high=[ESCAPE, 0], sign=[1]), ZEROS, 1)
-    assert new[63] == 0b10010101
+@st.composite
+def shapes(draw):
+    base3 = draw(st.integers(0, 1))
+    n_blocks = draw(st.integers(1, 5))
+    places = n_blocks * BLOCK_TRITS[base3]
+    n_lines = draw(st.integers(1, 12))
+    tail_lines = draw(st.integers(0, n_lines))
+    valid = draw(st.integers(1, places))
+    shape = Shape(
+        base3,
+        n_blocks * BLOCK_BYTES[base3],
+        valid,
+        tail_lines,
+        draw(st.integers(0, valid)) if tail_lines else 0,
+        draw(st.sampled_from([0, 1, 3])),
+        draw(st.sampled_from([64, 128, 4096])),
+        draw(st.sampled_from([0, 1, 50])),
+        draw(st.sampled_from([0, 1, 50])),
+    )
+    return shape, n_lines
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes(), st.sampled_from([0, 1e-3, 0.02, 0.3, 1]), st.booleans(), st.integers(0, 1 << 32))
+def test_any_planes_survive(drawn, rate, blind, seed):
+    shape, n_lines = drawn
+    assert shape.is_ok()
+    rng = np.random.default_rng(seed)
+    olds = [lines_of(shape, n_lines, rng) for _ in range(2)]
+    news = [flipped(shape, codes, rate, rng) for codes in olds]
+    old_planes = [pack(codes, shape.base3) for codes in olds]
+    new_planes = [pack(codes, shape.base3) for codes in news]
+    data = write(shape, zip(old_planes, new_planes, strict=True), blind)
+    piece, chunk = int(rng.integers(1, 9)), int(rng.integers(1, 99))
+    assert read(shape, data, old_planes, blind, piece=piece, chunk=chunk) == new_planes
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.sampled_from([0, 0.02, 0.4, 1]), st.integers(0, 1 << 32))
+def test_any_planes_from_nothing_survive(drawn, p_zero, seed):
+    shape, n_lines = drawn
+    codes = lines_of(shape, n_lines, np.random.default_rng(seed), p_zero)
+    plane = pack(codes, shape.base3)
+    data = write(shape, [(None, plane)])
+    reader = CodedReader([data], 100, blind=False)
+    sizes = [shape.line_bytes] * n_lines
+    assert b"".join(reader.trits(sizes, len(plane), shape)) == plane
+    reader.end()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 1 << 32), st.integers(0, 4000))
+def test_any_words_survive(width, blind, seed, n_words):
+    rng = np.random.default_rng(seed)
+    old = rng.bytes(n_words * width)
+    new = np.frombuffer(old, f"<u{width}") + rng.integers(0, 3, n_words).astype(f"<u{width}")
+    new[rng.random(n_words) < 0.1] = 0
+    new = rng.bytes(len(old)) if rng.random() < 0.2 else new.tobytes()
+    writer = _flips.Writer()
+    writer.words(old, new, width, blind)
+    writer.end()
+    reader = CodedReader([writer.take()], 1, blind)
+    assert b"".join(reader.words([old], width)) == new
+    reader.end()
+
+
+PLAIN = Shape(0, 64, 256, 0, 0, 0, 64)
+
+
+def independent(rate, n_lines, rng, shape=PLAIN):
+    """A plane, its flipped twin and the bound of their difference in bytes."""
+    old = lines_of(shape, n_lines, rng, 0.42)
+    hit = rng.random(old.shape) < rate
+    new = np.where(hit, np.where(old == 1, rng.choice([0, 2], old.shape), 1), old)
+    p = hit.mean()
+    entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+    bound = (old.size * entropy + (hit & (old == 1)).sum()) / 8
+    return pack(old, shape.base3), pack(new, shape.base3), bound
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2, 5e-2, 0.2])
+def test_independent_flips_cost_the_bound(rate):
+    rng = np.random.default_rng(7)
+    shape = Shape(0, 64, 256, 0, 0, 0, int(min(4096, max(64, 2 ** int(math.log2(0.7 / rate))))))
+    old, new, bound = independent(rate, 1 << 14, rng)
+    data = write(shape, [(old, new)], gap=int(1 / rate))
+    assert len(data) < 1.002 * bound + 8
+
+
+def test_flips_that_prefer_old_zeros_cost_less_than_the_bound():
+    rng = np.random.default_rng(8)
+    old = lines_of(PLAIN, 4096, rng, 0.35)
+    hit = rng.random(old.shape) < np.where(old == 1, 0.02, 0.01)
+    new = np.where(hit, np.where(old == 1, rng.choice([0, 2], old.shape), 1), old)
+    p = hit.mean()
+    bound = old.size * (-p * math.log2(p) - (1 - p) * math.log2(1 - p)) + (hit & (old == 1)).sum()
+    assert len(write(PLAIN, [(pack(old, 0), pack(new, 0))])) < 0.99 * bound / 8
+
+
+@pytest.mark.parametrize(("axis", "priors"), [(0, (0, 1)), (1, (1, 0))])
+def test_clustered_flips_cost_less_than_independent_ones(axis, priors):
+    """A tenth of the lines, or of the places, has nine tenths of the flips."""
+    rng = np.random.default_rng(9)
+    shape = Shape(0, 512, 2048, 0, 0, 0, 64, *priors)
+    old = lines_of(shape, 512, rng)
+    hot = rng.random(old.shape[1 - axis]) < 0.1
+    rates = np.where(hot, 0.09, 0.001)
+    hit = rng.random(old.shape) < (rates if axis == 0 else rates[:, None])
+    new = np.where(hit, np.where(old == 1, 2, 1), old)  # what a flip becomes costs nothing here
+    p = hit.mean()
+    bound = old.size * (-p * math.log2(p) - (1 - p) * math.log2(1 - p)) / 8
+    assert len(write(shape, [(pack(old, 0), pack(new, 0))])) < 0.78 * bound
+
+
+def test_a_blind_delta_of_two_steps_is_the_sum_of_two_deltas():
+    """On a plane of zeros a blind stream makes the difference itself: old plus both is new."""
+    rng = np.random.default_rng(10)
+    first = lines_of(PLAIN, 64, rng)
+    second, third = flipped(PLAIN, first, 0.1, rng), None
+    third = flipped(PLAIN, second, 0.1, rng)
+    planes = [pack(codes, 0) for codes in (first, second, third)]
+    one = write(PLAIN, [(planes[0], planes[1])], blind=True)
+    two = write(PLAIN, [(planes[1], planes[2])], blind=True)
+    zeros = pack(np.ones_like(first), 0)
+    step = read(PLAIN, one, [zeros], blind=True)
+    both = read(PLAIN, two, step, blind=True)[0]
+    assert both == pack((third - first + 1) % 3, 0)
+    assert read(PLAIN, write(PLAIN, [(zeros, both)], blind=True), [planes[0]], True) == [planes[2]]
+    back = write(PLAIN, [(both, zeros)], blind=True)
+    assert read(PLAIN, back, [planes[2]], blind=True) == [planes[0]]
+
+
+def test_a_stream_that_ends_early_is_refused():
+    rng = np.random.default_rng(11)
+    old, new, _ = independent(0.1, 64, rng)
+    data = write(PLAIN, [(old, new)])
+    for length in (0, 10, len(data) // 2):
+        with pytest.raises(DeltaFormatError, match="ended early"):
+            read(PLAIN, data[:length], [old])
+
+
+def test_a_stream_that_is_too_long_is_refused():
+    old, new, _ = independent(0.1, 64, np.random.default_rng(12))
+    with pytest.raises(DeltaFormatError, match="longer"):
+        read(PLAIN, write(PLAIN, [(old, new)]) + bytes(10), [old])
+
+
+@pytest.mark.parametrize(("base3", "byte"), [(0, 0xFF), (0, 0b1100), (1, 243), (1, 255)])
+def test_an_illegal_code_in_the_old_plane_is_refused(base3, byte):
+    shape = Shape(base3, 64, 64, 0, 0, 0, 64)
+    with pytest.raises(DeltaFormatError, match="illegal code"):
+        read(shape, bytes(20), [bytes([byte]) + bytes(63)])
 
 
 @pytest.mark.parametrize(
-    ("low_bytes", "columns"),
+    "change",
     [
-        (0, {"high": [ESCAPE, 45]}),
-        (1, {"high": [1], "low": [44]}),
-        (2, {"high": [0], "mid": [1], "low": [44]}),
+        {0: 2}, {1: 0}, {1: 33}, {1: 1 << 31}, {2: 0}, {2: 257}, {4: 257}, {6: 63}, {6: 8192},
+        {6: 96}, {7: 1 << 14}, {8: 1 << 14}, {9: 2},
     ],
-)
-def test_a_gap_may_have_low_bytes(low_bytes, columns):
-    old = ZEROS * 2
-    new = apply(reader(**columns, sign=[1]), old, 1, low_bytes)
-    assert [k for k, (a, b) in enumerate(zip(old, new, strict=True)) if a != b] == [300 // 4]
+)  # fmt: skip
+def test_shapes_out_of_bounds_are_refused(change):
+    numbers = list(PLAIN.numbers(blind=False))
+    for index, value in change.items():
+        numbers[index] = value
+    assert not _flips.shape_ok(tuple(numbers))
+    with pytest.raises(_flips.CodeError):
+        _flips.Writer().begin(tuple(numbers), 64)
 
 
-@given(st.integers(1, 64))
-def test_the_size_of_pieces_does_not_matter(piece):
-    columns = {"high": [3, 100, 0, 140], "sign": [1, 0, 1, 1]}
-    assert apply(reader(**columns), ZEROS, 4, piece=piece) == apply(reader(**columns), ZEROS, 4)
+def test_tails_and_lengths_that_do_not_fit_are_refused():
+    for numbers, n_bytes in ((PLAIN.numbers(False), 65), ((0, 64, 256, 2, 9, 0, 64, 0, 0, 0), 64)):
+        with pytest.raises(_flips.CodeError):
+            _flips.Writer().begin(numbers, n_bytes)
 
 
-@pytest.mark.parametrize(
-    ("columns", "n_flips", "says"),
-    [
-        ({"high": [ESCAPE, 1], "sign": [1]}, 1, "flip at trit 256 of 256"),
-        ({"high": [0], "sign": [1]}, 2, "gaps ended early"),
-        ({"high": [ESCAPE], "sign": [1]}, 1, "gaps ended early"),
-        ({"high": [0]}, 1, "bits ended early"),
-    ],
-)
-def test_flips_that_make_no_sense_are_refused(columns, n_flips, says):
-    with pytest.raises(DeltaFormatError, match=says):
-        apply(reader(**columns), ZEROS, n_flips)
-
-
-def test_an_illegal_code_in_the_old_plane_is_refused():
-    with pytest.raises(DeltaFormatError, match="illegal code at 0"):
-        apply(reader(high=[0], sign=[1], fate=[1]), b"\xff", 1)
-
-
-def test_an_old_plane_of_another_length_is_refused():
-    with pytest.raises(DeltaFormatError, match="ended at 64"):
-        b"".join(reader().apply([ZEROS], 65, 0, 0))
-
-
-@given(st.binary(max_size=50))
-def test_bits_come_lowest_first(data):
-    bits = list(bits_of([data]))
-    assert sum(bit << k for k, bit in enumerate(bits)) == int.from_bytes(data, "little")
-
-
-@pytest.mark.parametrize(
-    ("rate", "low_bytes"), [(0.5, 0), (0.01, 0), (1 / 300, 0), (1e-3, 1), (1e-5, 1), (1e-6, 2)]
-)
-def test_rare_flips_get_low_bytes(rate, low_bytes):
-    assert low_bytes_for(int(rate * 1e8), int(1e8)) == low_bytes
-
-
-def test_no_flips_and_no_trits_are_no_trouble():
-    assert low_bytes_for(0, 0) == 0
-    assert low_bytes_for(0, 1 << 40) == 2
+def test_reading_and_writing_need_no_plane_at_all():
+    writer = _flips.Writer()
+    writer.begin(PLAIN.numbers(False), 0)
+    writer.flips(b"", b"")
+    writer.end()
+    assert read(PLAIN, writer.take(), [b""]) == [b""]

@@ -17,7 +17,8 @@ def spans_of(shard):
 
 def test_planes_and_other_tensors_are_told_apart():
     spans = spans_of(SHARD)
-    assert [(s.name, s.length, s.is_u8) for s in spans] == [("a", 64, True), ("b", 12, False)]
+    found = [(s.name, s.length, s.dtype, s.dims) for s in spans]
+    assert found == [("a", 64, "U8", (64,)), ("b", 12, "F32", (3,))]
     assert spans[-1].start + spans[-1].length == len(SHARD)
 
 
@@ -30,9 +31,16 @@ def test_a_file_that_is_no_shard_has_no_header():
 def test_tensors_that_overlap_or_leave_a_hole_are_not_believed():
     for offsets in ([0, 3], [2, 4]), ([0, 2], [3, 4]), ([0, 2], [2, 3]), ([0, 5], [5, 4]):
         table = {
-            name: {"dtype": "U8", "data_offsets": pair}
+            name: {"dtype": "U8", "shape": [3], "data_offsets": pair}
             for name, pair in zip("ab", offsets, strict=True)
         }
+        header = json.dumps(table).encode()
+        assert parse_header(header, LENGTH_BYTES + len(header) + 4) is None
+
+
+def test_a_tensor_without_whole_dimensions_is_not_believed():
+    for shape in (None, 4, ["4"], [4.0]):
+        table = {"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 4]}}
         header = json.dumps(table).encode()
         assert parse_header(header, LENGTH_BYTES + len(header) + 4) is None
 

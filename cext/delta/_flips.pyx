@@ -1,5 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
-"""Binding of cext/delta/flips.c: owns the coder, checks arguments, feeds input; computes nothing."""
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Binding of cext/delta/flips.c: owns the coder, checks arguments, feeds it; computes nothing."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free

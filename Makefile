@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types format kernel-checks bench wheel clean
+.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edgeagent demo --out build/demo.json
@@ -51,6 +51,18 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 $(VENV)/.bench: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	touch $@
+
+# Broken containers against the decoder, ten minutes, its C built with the sanitisers.
+FUZZ_SECONDS ?= 600
+fuzz-delta: $(VENV)/.dev
+	rm -rf build/fuzz && mkdir -p build/fuzz/cext && cp -r ota tests build/fuzz/
+	$(BIN)/cython -3 cext/delta/_flips.pyx -o build/fuzz/cext/_flips.c
+	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -shared -fPIC \
+		-Icext/delta $$($(BIN)/python -c "import sysconfig as s; print('-I' + s.get_path('include'))") \
+		build/fuzz/cext/_flips.c cext/delta/flips.c -o build/fuzz/ota/$$(basename ota/_flips*.so)
+	cd build/fuzz && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=. $(abspath $(BIN))/python tests/ota/fuzz_delta.py --sanitised \
+		--seconds $(FUZZ_SECONDS)
 
 include cext/check.mk
 include bench/peers.mk

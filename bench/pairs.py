@@ -9,8 +9,8 @@ on its own sentences mixed with the ordinary ones: a new intent, the words of ne
 correction of answers; ``embedding`` is the one with new words again, with the embedding and the
 norms learning too.  ``--out`` then holds one sealed model directory for each.
 
-``bench/pairs/*.etd`` are their deltas, made with ``edgeota``'s encoder: ``base`` from the bundled
-model, the others from ``base``; the table needs nothing else.
+``bench/pairs/*.etd`` are their deltas, written here too: ``base`` from the bundled model, the
+others from ``base``; the table needs nothing else.  ``embedding`` is too large to keep.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 from edgeagent.convert.masters import convert_masters
 from edgeagent.convert.pack import unpack
+from edgeagent.convert.seal import seal
 from edgeagent.model.safetensors import SafetensorsFile
 from edgeagent.paths import bundled_model
 from edgeagent.train import data as batches
@@ -36,12 +37,17 @@ from edgeagent.train.export import export
 from edgeagent.train.loop import batch_loss
 from edgeagent.train.model import BitNet
 from edgeagent.train.samples import CommandSample, augment
+from ota.encoder import Encoder
+from ota.storage import Directory, read_release
 
 SEED = 58
 BASE_STEPS = 150
 BASE_RATE = 6e-5
 BATCH_TOKENS = 2048
 OWN_SHARE = 0.5  # of a fine-tune's sentences; the rest keeps the old answers alive
+
+PAIRS = Path(__file__).parent / "pairs"
+KEPT = ("intent", "vocabulary", "correction")
 
 PETS = ("cat", "dog", "rabbit", "hamster", "parrot", "goldfish", "tortoise", "guinea pig")
 DEVICES = (
@@ -220,6 +226,23 @@ def save(model: BitNet, tokenizer, out: Path, name: str) -> None:
     convert_masters(out / "masters" / name, out / name)
 
 
+def write_delta(old: Path, new: Path, target: Path) -> None:
+    """Write the container from one sealed directory to another."""
+    with Directory(old) as base, Directory(new) as result, target.open("wb") as out:
+        Encoder((read_release(old), base), (read_release(new), result)).write(out)
+
+
+def seal_and_compare(out: Path) -> None:
+    """Give every model its release.json, and write the deltas that are kept."""
+    for counter, name in enumerate(("base", *TUNES), start=100):
+        version = "2.0.0" if name == "base" else f"2.1.0-{name}"
+        seal(out / name, name="edge-tiny", version=version, counter=counter)
+    PAIRS.mkdir(exist_ok=True)
+    write_delta(bundled_model(), out / "base", PAIRS / "base.etd")
+    for name in KEPT:
+        write_delta(out / "base", out / name, PAIRS / f"{name}.etd")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -242,6 +265,7 @@ def main() -> None:
         own = tune_batches(name, corpus, tokenizer, random.Random(SEED))
         train(model, own, tune, name)
         save(model, tokenizer, args.out, name)
+    seal_and_compare(args.out)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,9 @@ class Coder:
     def __init__(self, data, mean_gap, blind):
         self.data, self.at, self.range, self.blind = data, 8, Q32 * Q32 - 1, blind
         self.code = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
-        self.flips, self.trits = [1, 1], [min(max(mean_gap, 1), 1 << 29)] * 2
-        self.ones, self.bits, self.whole = [0, 0, 0], [0, 0, 0], [0, 0, 0, 0]
+        self.flips, self.gap = [1, 1], 3 * min(max(mean_gap, 1), 1 << 29) + 1
+        self.trits = [self.gap // 4, self.gap // 2]
+        self.ones, self.bits, self.whole = [0, 0, 0], [0, 24, 0], [0, 0, 0, 0]
         self.moving, self.recent = {}, 0
 
     def narrow(self, start, end):
@@ -95,8 +96,8 @@ class Coder:
 
     def make_flips(self, plane):
         for k in (0, 1):
-            if self.flips[k] > 32:
-                self.trits[k], self.flips[k] = self.trits[k] * 32 // self.flips[k], 32
+            if self.flips[k] > 256:
+                self.trits[k], self.flips[k] = self.trits[k] * 256 // self.flips[k], 256
         for line, n in plane.lines():
             if line == 0 or (plane.period and line % plane.period == 0):
                 self.cross, self.cross_expected = [plane.k_cross] * plane.valid, 0
@@ -104,8 +105,8 @@ class Coder:
             codes = [plane.get(i) for i in range(n)]  # as they were
             for at in range(0, n, plane.segment):
                 self.make_segment(plane, at, codes[at : at + plane.segment])
-            self.cross_expected += self.line_expected // max(n, 1)
-            self.cross_expected = min(self.cross_expected, Q32 << 14)
+            total = self.cross_expected + self.line_expected // max(n, 1)
+            self.cross_expected = min(total, Q32 << 14)
 
     def predict(self, plane):
         factor = 1 << 16
@@ -192,8 +193,7 @@ class Coder:
         while length < bits and self.average("length", kind, length):
             length += 1
         for k in range(1, length):
-            bit = self.average("top", length, size) if k < 5 else self.bit(Q32 // 2)
-            size = size << 1 | bit
+            size = size << 1 | (self.average("top", length, size) if k < 5 else self.bit(Q32 // 2))
         return -size if down else size
 
 

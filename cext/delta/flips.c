@@ -12,7 +12,7 @@
 #define N_STEPS 1024               /* and ends at 16: beyond it, nothing stays as it was */
 #define DECAY 0xfc0fc0544aaf31d1ull /* floor(2^64 exp(-1/64)) */
 #define SPAN (Q32 - (1ull << 13))  /* of the table; leaves room for a place's own 1 and for "none" */
-#define INHERITED 32               /* flips that a plane is told of those before it */
+#define INHERITED 256              /* flips that a plane is told of those before it */
 #define WHOLE_INHERITED 4096       /* trits, likewise, for planes from nothing */
 #define MAX_COUNT (1ull << 30)     /* then counts are halved; keeps (2 n + 1) << 32 in 64 bits */
 #define MAX_LINE_COUNT FLIPS_MAX_PRIOR
@@ -161,6 +161,7 @@ void flips_start(flips_coder *c, int writes) {
   c->writes = writes;
   c->range = UINT64_MAX;
   flips_guess(c, 1);
+  c->bits[1] = 24; /* signs that became zero, and none that changed over */
   flips_bit even = {0x8000, 0x8000, 0};
   flips_bit *all = (flips_bit *)&c->words;
   for (size_t k = 0; k < sizeof c->words / sizeof even; k++) all[k] = even;
@@ -168,10 +169,9 @@ void flips_start(flips_coder *c, int writes) {
 
 void flips_guess(flips_coder *c, uint64_t mean_gap) {
   mean_gap = mean_gap < 1 ? 1 : mean_gap > MAX_COUNT / 2 ? MAX_COUNT / 2 : mean_gap;
-  for (int k = 0; k < 2; k++) {
-    c->flips[k] = 1;
-    c->trits[k] = mean_gap;
-  }
+  c->flips[0] = c->flips[1] = 1;
+  c->trits[0] = (3 * mean_gap + 1) / 4; /* a zero has a threshold on both sides, */
+  c->trits[1] = (3 * mean_gap + 1) / 2; /* a sign on one */
 }
 
 void flips_free(flips_coder *c) {
@@ -233,14 +233,15 @@ int flips_begin(flips_coder *c, const flips_shape *s, uint64_t n_bytes) {
 }
 
 int flips_end(flips_coder *c) {
-  /* 48 zero bits reach into every range: two bytes are enough */
-  uint64_t low = (c->low + (TOP - 1)) & ~(TOP - 1);
+  /* 48 zero bits reach into every range, so two bytes are enough; 56 may do, then it is one. */
+  int bits = ((c->low + ((1ull << 56) - 1)) & ~((1ull << 56) - 1)) - c->low < c->range ? 56 : 48;
+  uint64_t zeros = (1ull << bits) - 1, low = (c->low + zeros) & ~zeros;
   if (low < c->low) c->carry = 1;
   c->low = low;
   shift_out(c);
-  c->carry = 0;
   if (c->has_cache) put_unit(c, c->cache);
   for (; c->pending; c->pending--) put_unit(c, 0xffff);
+  if (c->n_out && !c->out[c->n_out - 1]) c->n_out--; /* zeros follow the end anyway */
   return c->failed ? FLIPS_BUG : FLIPS_OK;
 }
 

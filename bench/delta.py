@@ -3,7 +3,7 @@
     python bench/delta.py sizes [--trits 20000000]      flip rates 1e-5 to 0.2, all peers
     python bench/delta.py pairs [--embedding DIR]       real fine-tunes, bench/pairs/
     python bench/delta.py full                          whole models against GGUF's ternary types
-    python bench/delta.py plot                          docs/img/delta-size.svg from the newest results
+    python bench/delta.py plot                          docs/img/delta-size.svg
 
 Synthetic planes are as ``convert`` lays them out (lines of 256 outputs), 42 % zeros as in BitNet
 b1.58 2B4T; flips are independent, zeros to a random sign and signs to zero.  The bound is n H(p)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Protocol, cast
 
 import zstandard
@@ -88,7 +89,7 @@ class Container:
             raise DeltaFormatError(f"delta: plan of {n_plan} bytes, at most {MAX_PLAN_BYTES}")
         packed = blob.read_at(HEADER.size, n_packed)
         text = unpack_frame(packed, n_plan, self.base.text if self.base else b"")
-        self._plan = parse_plan(text, self.base)
+        self.plan = parse_plan(text, self.base)
         if self.release.root != root.hex():
             raise DeltaFormatError(
                 f"delta: expected a result {root.hex()}, its plan says {self.release.root}"
@@ -99,17 +100,17 @@ class Container:
     @property
     def release(self) -> Release:
         """The result."""
-        return self._plan.release
+        return self.plan.release
 
     @property
     def sizes(self) -> Mapping[Column, ColumnSize]:
         """How much of the container each column takes."""
-        return self._plan.sizes
+        return self.plan.sizes
 
     @property
     def regions(self) -> Mapping[str, tuple[Region, ...]]:
         """The files that are written rather than linked."""
-        return self._plan.regions
+        return self.plan.regions
 
     @property
     def kept(self) -> dict[str, str]:
@@ -128,13 +129,32 @@ class Container:
             PayloadMismatch: a file came out with another hash than the release names.
             DeltaFormatError: a column ended early, late, or breaks a rule.
         """
+        with self._maker() as maker:
+            for name, regions in self.regions.items():
+                pieces = maker.file(regions, _OldFile(old, name))
+                yield name, _hashed(name, self.release.files[name], pieces)
+
+    def make_regions(self, old: Files) -> Iterator[tuple[str, Region, bytes]]:
+        """Yield every region that is not a copy, made from ``old``, whatever that is: no hashes.
+
+        ``ota.compose`` gives a blind container planes of zeros and gets the differences themselves.
+
+        Raises:
+            DeltaFormatError: a column ended early, late, or breaks a rule.
+        """
+        with self._maker() as maker:
+            for name, regions in self.regions.items():
+                for region in regions:
+                    if region.kind is not RegionKind.COPY:
+                        pieces = maker.file((region,), _OldFile(old, name))
+                        yield name, region, b"".join(pieces)
+
+    @contextmanager
+    def _maker(self) -> Iterator[_Maker]:
+        """Open both columns, and check at the end that they are used up."""
         coded = _ColumnReader(self._blob, self._starts[Column.CODED], self.sizes[Column.CODED])
-        plan = self._plan
-        reader = CodedReader(coded.chunks(), plan.mean_gap, plan.is_blind)
-        maker = _Maker(plan, reader, _BlockReader(self._blob, self._starts[Column.BYTES]))
-        for name, regions in self.regions.items():
-            pieces = maker.file(regions, _OldFile(old, name))
-            yield name, _hashed(name, self.release.files[name], pieces)
+        reader = CodedReader(coded.chunks(), self.plan.mean_gap, self.plan.is_blind)
+        yield _Maker(self.plan, reader, _BlockReader(self._blob, self._starts[Column.BYTES]))
         reader.end()
         coded.end()
 

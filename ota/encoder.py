@@ -34,13 +34,13 @@ MIN_PLANE_BYTES = 32  # a block of trits
 CODED_KINDS = {RegionKind.FLIPS, RegionKind.TRITS, RegionKind.WORDS, RegionKind.NEW}
 
 
-class _CodedWriter:
+class CodedWriter:
     """The ``CODED`` column: one stream of the coder in one zstd frame."""
 
     def __init__(self, scratch: IO[bytes], blind: bool) -> None:
         self._coder = _flips.Writer()
         self._packer: zstandard.ZstdCompressionObj | None = None
-        self._blind = blind
+        self.is_blind = blind
         self._shapes: dict[Shape, int] = {}
         self.mean_gap = 0
         self.scratch = scratch
@@ -48,6 +48,7 @@ class _CodedWriter:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
+        """The shapes so far, by number."""
         return tuple(self._shapes)
 
     def flips(self, old: bytes, new: bytes, shape: Shape) -> int:
@@ -55,18 +56,19 @@ class _CodedWriter:
         if self.mean_gap == 0:
             self.mean_gap = mean_gap(old, new, shape)
             self._coder.guess(self.mean_gap)
-        self._coder.begin(shape.numbers(self._blind), len(new))
+        self._coder.begin(shape.numbers(self.is_blind), len(new))
         self._coder.flips(old, new)
         return self._number(shape)
 
     def trits(self, plane: bytes, shape: Shape) -> int:
         """Code a plane that comes from nothing and return the number of its shape."""
-        self._coder.begin(shape.numbers(self._blind), len(plane))
+        self._coder.begin(shape.numbers(self.is_blind), len(plane))
         self._coder.trits(plane)
         return self._number(shape)
 
     def words(self, old: bytes, new: bytes, width: int, blind: bool = False) -> None:
-        self._coder.words(old, new, width, self._blind or blind)
+        """Code words that moved."""
+        self._coder.words(old, new, width, self.is_blind or blind)
         self._take()
 
     def _number(self, shape: Shape) -> int:
@@ -86,6 +88,7 @@ class _CodedWriter:
         self.scratch.write(self._packer.compress(data))
 
     def end(self, is_used: bool) -> ColumnSize:
+        """End the column; one that was not used is empty."""
         if is_used:
             self._coder.end()
             self._take()
@@ -100,7 +103,7 @@ def mean_gap(old: bytes, new: bytes, shape: Shape) -> int:
     return max(1, n_trits(shape, len(new)) // max(1, n_changed))
 
 
-class _BlockWriter:
+class BlockWriter:
     """The ``BYTES`` column: one frame a block."""
 
     def __init__(self, scratch: IO[bytes]) -> None:
@@ -108,12 +111,14 @@ class _BlockWriter:
         self.raw = 0
 
     def write(self, block: bytes, dictionary: bytes) -> int:
+        """Write a block and return how long it became."""
         frame = pack_frame(block, dictionary)
         self.raw += len(block)
         self.scratch.write(frame)
         return len(frame)
 
     def end(self) -> ColumnSize:
+        """End the column."""
         return ColumnSize(self.scratch.tell(), self.raw)
 
 
@@ -135,6 +140,28 @@ def pack_frame(data: bytes, dictionary: bytes) -> bytes:
     packer = zstandard.ZstdCompressor(compression_params=parameters, dict_data=content)
     frame: bytes = packer.compress(data)
     return frame
+
+
+def write_container(
+    out: IO[bytes],
+    base: Release | None,
+    result: Release,
+    coded: CodedWriter,
+    blocks: BlockWriter,
+    regions: dict[str, tuple[Region, ...]],
+) -> None:
+    """Write header, plan and both columns, whose regions have all been written."""
+    kinds = {region.kind for some in regions.values() for region in some}
+    sizes = {Column.CODED: coded.end(bool(kinds & CODED_KINDS)), Column.BYTES: blocks.end()}
+    plan = pack_plan(Plan(result, sizes, coded.shapes, coded.mean_gap, coded.is_blind, regions))
+    packed = pack_frame(plan, base.text if base else b"")
+    base_root = bytes.fromhex(base.root) if base else NO_BASE
+    out.write(HEADER.pack(MAGIC, len(plan), len(packed), base_root, bytes.fromhex(result.root)))
+    out.write(packed)
+    for scratch in (coded.scratch, blocks.scratch):
+        scratch.seek(0)
+        while chunk := scratch.read(COPY_BYTES):
+            out.write(chunk)
 
 
 class Encoder:
@@ -159,31 +186,14 @@ class Encoder:
         self._base = base
         self._release, self._new = result
         self._blind = reversible
-        self._coded = _CodedWriter(open_scratch(), reversible)
-        self._blocks = _BlockWriter(open_scratch())
+        self._coded = CodedWriter(open_scratch(), reversible)
+        self._blocks = BlockWriter(open_scratch())
 
     def write(self, out: IO[bytes]) -> None:
         """Write the container to ``out``."""
         base = self._base[0] if self._base else None
         regions = {name: self._regions(name) for name in changed_files(base, self._release)}
-        kinds = {region.kind for some in regions.values() for region in some}
-        sizes = {
-            Column.CODED: self._coded.end(bool(kinds & CODED_KINDS)),
-            Column.BYTES: self._blocks.end(),
-        }
-        coded = self._coded
-        plan = pack_plan(
-            Plan(self._release, sizes, coded.shapes, coded.mean_gap, self._blind, regions)
-        )
-        packed = pack_frame(plan, base.text if base else b"")
-        base_root = bytes.fromhex(base.root) if base else NO_BASE
-        root = bytes.fromhex(self._release.root)
-        out.write(HEADER.pack(MAGIC, len(plan), len(packed), base_root, root))
-        out.write(packed)
-        for scratch in (self._coded.scratch, self._blocks.scratch):
-            scratch.seek(0)
-            while chunk := scratch.read(COPY_BYTES):
-                out.write(chunk)
+        write_container(out, base, self._release, self._coded, self._blocks, regions)
 
     def _regions(self, name: str) -> tuple[Region, ...]:
         """Encode one changed file."""

@@ -60,7 +60,7 @@ def load() -> list[Vector]:
         start = HEADER.size + HEADER.unpack(data[: HEADER.size])[2]
         end = start + container.sizes[Column.CODED].packed
         coded = zstandard.ZstdDecompressor().decompressobj().decompress(data[start:end])
-        vectors.append(Vector(entry["name"], old, new, data, container._plan, coded, data[end:]))
+        vectors.append(Vector(entry["name"], old, new, data, container.plan, coded, data[end:]))
     return vectors
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import cast
 
 from ota import _flips
 from ota.errors import DeltaFormatError
@@ -73,6 +74,9 @@ class Shape:
 class CodedReader:
     """The ``CODED`` stream: makes planes and words out of old ones, in the order of the plan.
 
+    What it yields are bytearrays, which nobody else has: to copy half a gigabyte once more would
+    take a fifth of the time.
+
     Args:
         pieces: the stream, unpacked
         mean_gap: how many trits a flip is expected in, before anything is known
@@ -95,7 +99,7 @@ class CodedReader:
             for piece in old:
                 lines = bytearray(piece)
                 self._reader.flips(lines)
-                yield bytes(lines)
+                yield cast(bytes, lines)
 
     def trits(self, sizes: Iterable[int], n_bytes: int, shape: Shape) -> Iterator[bytes]:
         """Yield a plane that comes from nothing, in pieces of the given sizes, whole lines each."""
@@ -104,7 +108,7 @@ class CodedReader:
             for size in sizes:
                 lines = bytearray(size)
                 self._reader.trits(lines)
-                yield bytes(lines)
+                yield cast(bytes, lines)
 
     def words(self, old: Iterable[bytes], width: int, blind: bool = False) -> Iterator[bytes]:
         """Yield new words of ``width`` bytes; ``old`` comes in pieces of whole words."""
@@ -112,7 +116,7 @@ class CodedReader:
             for piece in old:
                 words = bytearray(piece)
                 self._reader.words(words, width, self._blind or blind)
-                yield bytes(words)
+                yield cast(bytes, words)
 
     def end(self) -> None:
         """Check that the stream is used up."""

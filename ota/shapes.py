@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ota.delta import BLOCK_BYTES, Shape
 
 MIN_SEGMENT, MAX_SEGMENT = 64, 4096
-FLIPS_A_SEGMENT = 0.7  # about one symbol in two finds a flip
+FLIPS_A_SEGMENT = 1.5  # fewer make more symbols, more make more sums; measured
 SAMPLE_BYTES = 1 << 24  # of a plane, for the scatter; enough for a million flips in a dense one
 MAX_LINE_BYTES = 1 << 15  # of a plane whose dimensions say nothing
 MIN_SCATTER_SIGMAS = 4.0  # how unlikely a scatter must be before the model believes it

@@ -45,6 +45,18 @@ static inline uint64_t hit(uint64_t x) {
   return hits[step] + (((uint64_t)(hits[step + 1] - hits[step]) * rest) >> STEP_BITS);
 }
 
+static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
+
+static void make_fields(void) {
+  if (zero_fields[255]) return;
+  for (int byte = 0; byte < 256; byte++) {
+    int rest = byte;
+    uint8_t mask = 0;
+    for (int f = 0; f < 5; f++, rest /= 3) mask = (uint8_t)(mask | (rest % 3 == 1) << f);
+    zero_fields[byte] = byte < 243 ? mask : 255;
+  }
+}
+
 /* ---- range coder: 64-bit range, units of 16 bits, big-endian ---- */
 
 static void put_unit(flips_coder *c, uint16_t unit) {
@@ -158,6 +170,7 @@ static inline int moving_bit(flips_coder *c, int bit, flips_bit *b) {
 
 void flips_start(flips_coder *c, int writes) {
   make_hits();
+  make_fields();
   c->writes = writes;
   c->range = UINT64_MAX;
   flips_guess(c, 1);
@@ -277,18 +290,6 @@ static int zeros2(const uint8_t *block, uint64_t *words) {
   return !(bad & 0x5555555555555555ull);
 }
 
-static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
-
-static void make_fields(void) {
-  if (zero_fields[255]) return;
-  for (int byte = 0; byte < 256; byte++) {
-    int rest = byte;
-    uint8_t mask = 0;
-    for (int f = 0; f < 5; f++, rest /= 3) mask = (uint8_t)(mask | (rest % 3 == 1) << f);
-    zero_fields[byte] = byte < 243 ? mask : 255;
-  }
-}
-
 static int zeros3(const uint8_t *block, uint64_t *words) {
   uint8_t bad = 0;
   memset(words, 0, 5 * sizeof *words);
@@ -304,15 +305,36 @@ static int zeros3(const uint8_t *block, uint64_t *words) {
   return !bad;
 }
 
-static int map_line(const flips_shape *s, const uint8_t *line, uint64_t *words) {
+/* Bitmaps of whole blocks; returns 0 if a code is illegal. */
+static int map_blocks(const flips_shape *s, const uint8_t *blocks, uint32_t n_bytes, uint64_t *words) {
   int good = 1;
   if (s->base3) {
-    make_fields();
-    for (uint32_t at = 0; at < s->line_bytes; at += 64, words += 5) good &= zeros3(line + at, words);
+    for (uint32_t at = 0; at < n_bytes; at += 64, words += 5) good &= zeros3(blocks + at, words);
   } else {
-    for (uint32_t at = 0; at < s->line_bytes; at += 32, words += 2) good &= zeros2(line + at, words);
+    for (uint32_t at = 0; at < n_bytes; at += 32, words += 2) good &= zeros2(blocks + at, words);
   }
   return good;
+}
+
+/* How many trits of whole blocks are zero, without their bitmaps; -1 if a code is illegal. */
+static int64_t count_zeros(const flips_shape *s, const uint8_t *blocks, uint32_t n_bytes) {
+  uint64_t bad = 0, low = 0x5555555555555555ull;
+  uint32_t zeros = 0;
+  if (s->base3) {
+    for (uint32_t at = 0; at < n_bytes; at += 8) {
+      uint64_t eight = 0;
+      for (int j = 0; j < 8; j++) eight |= (uint64_t)zero_fields[blocks[at + j]] << (8 * j);
+      bad |= eight >> 7;
+      zeros += count_bits(eight);
+    }
+    return bad & 0x0101010101010101ull ? -1 : (int64_t)zeros;
+  }
+  for (uint32_t at = 0; at < n_bytes; at += 16) { /* code 1 has its low bit set, the others have not */
+    uint64_t a = load64(blocks + at), b = load64(blocks + at + 8);
+    bad |= (a & a >> 1) | (b & b >> 1);
+    zeros += count_bits((a & low) | (b & low) << 1);
+  }
+  return bad & low ? -1 : (int64_t)zeros;
 }
 
 static const uint8_t power3[5] = {1, 3, 9, 27, 81};
@@ -470,7 +492,7 @@ static void changes3(const uint8_t *old, const uint8_t *new_, uint64_t *words) {
 /* Fill c->changes; returns 0 if the new line holds an illegal code. */
 static int compare_line(flips_coder *c, const flips_shape *s, const uint8_t *old, const uint8_t *new_) {
   uint64_t *words = c->changes;
-  if (!map_line(s, new_, words)) return 0;
+  if (!map_blocks(s, new_, s->line_bytes, words)) return 0;
   if (s->base3) {
     for (uint32_t at = 0; at < s->line_bytes; at += 64, words += 5) changes3(old + at, new_ + at, words);
   } else {
@@ -499,9 +521,8 @@ static void count_flip(flips_coder *c, const flips_shape *s, int old, uint32_t p
   if (s->k_cross && c->cross[place] < FLIPS_MAX_PRIOR * 2) c->cross[place]++;
 }
 
-static void count_trits(flips_coder *c, const segment *g, const uint64_t *rate) {
-  uint64_t zeros = zeros_before(g, g->n);
-  uint64_t n[2] = {zeros, g->n - zeros};
+static void count_trits(flips_coder *c, uint32_t n_trits, uint64_t zeros, const uint64_t *rate) {
+  uint64_t n[2] = {zeros, n_trits - zeros};
   for (int k = 0; k < 2; k++) {
     c->trits[k] += n[k];
     c->line_expected += n[k] * rate[k];
@@ -512,7 +533,41 @@ static void count_trits(flips_coder *c, const segment *g, const uint64_t *rate) 
   }
 }
 
-static void code_segment(flips_coder *c, const flips_shape *s, const uint8_t *old, uint8_t *new_) {
+/* Whether a reader can do without the bitmap of a segment in which nothing flips: its trits are whole blocks. */
+static int is_lazy(const flips_coder *c, const flips_shape *s) {
+  if (c->writes || s->k_cross || s->blind) return 0;
+  return s->base3 ? s->valid == s->line_bytes * 5 && s->segment >= s->valid : s->segment >= 128;
+}
+
+/* The usual segment, in which nothing flips: 1 if this is one, 0 if not, FLIPS_ILLEGAL. */
+static int pass_over(flips_coder *c, const flips_shape *s, const uint8_t *blocks, segment *g, const uint64_t *rate) {
+  uint32_t per_byte = s->base3 ? 5 : 4;
+  if (g->n % (32 * per_byte)) return 0;
+  int64_t zeros = count_zeros(s, blocks, g->n / per_byte);
+  if (zeros < 0) return FLIPS_ILLEGAL;
+  uint64_t n_zeros = (uint64_t)zeros, expected = n_zeros * g->hazard[0] + (g->n - n_zeros) * g->hazard[1];
+  uint64_t none = hit(expected) + g->n;
+  if (c->code < (c->range >> 32) * none) return 0;
+  narrow_in(c, none, Q32);
+  count_trits(c, g->n, n_zeros, rate);
+  c->place += g->n;
+  return 1;
+}
+
+static void code_flips(flips_coder *c, const flips_shape *s, segment *g, const uint8_t *old, uint8_t *new_) {
+  uint32_t start = c->place;
+  for (uint32_t i = 0; i < g->n; i++) {
+    uint32_t next = c->writes ? next_change(c, start + i, start + g->n) - start : 0;
+    i = code_place(c, g, i, next);
+    if (i == g->n) break;
+    int was = get_code(s, c->writes ? old : new_, start + i);
+    int becomes = code_value(c, s, was, get_code(s, new_, start + i));
+    if (!c->writes) set_code(s, new_, start + i, was, becomes);
+    count_flip(c, s, was, start + i);
+  }
+}
+
+static int code_segment(flips_coder *c, const flips_shape *s, const uint8_t *old, uint8_t *new_) {
   segment g;
   uint64_t rate[2];
   uint32_t start = c->place, left = c->n_valid - start;
@@ -520,18 +575,18 @@ static void code_segment(flips_coder *c, const flips_shape *s, const uint8_t *ol
   g.zeros = c->zeros + start / 64;
   g.sums = s->k_cross ? c->sums : NULL;
   predict(c, s, rate, g.hazard);
-  open_segment(c, &g, start);
-  for (uint32_t i = 0; i < g.n; i++) {
-    uint32_t next = c->writes ? next_change(c, start + i, start + g.n) - start : 0;
-    i = code_place(c, &g, i, next);
-    if (i == g.n) break;
-    int was = get_code(s, c->writes ? old : new_, start + i);
-    int becomes = code_value(c, s, was, get_code(s, new_, start + i));
-    if (!c->writes) set_code(s, new_, start + i, was, becomes);
-    count_flip(c, s, was, start + i);
+  if (is_lazy(c, s)) {
+    uint32_t bytes = s->base3 ? s->line_bytes : (g.n + 127) / 128 * 32;
+    const uint8_t *blocks = new_ + (s->base3 ? 0 : start / 4);
+    int passed = pass_over(c, s, blocks, &g, rate);
+    if (passed) return passed == 1 ? FLIPS_OK : passed;
+    if (!map_blocks(s, blocks, bytes, c->zeros + start / 64)) return FLIPS_ILLEGAL;
   }
-  count_trits(c, &g, rate);
+  open_segment(c, &g, start);
+  code_flips(c, s, &g, old, new_);
+  count_trits(c, g.n, zeros_before(&g, g.n), rate);
   c->place += g.n;
+  return FLIPS_OK;
 }
 
 /* Begin a line.  Its bitmaps are made here and kept: a line that is taken up again is partly new already. */
@@ -543,7 +598,8 @@ static int begin_line(flips_coder *c, const flips_shape *s, const uint8_t *old, 
     for (uint32_t i = 0; i < s->valid; i++) c->cross[i] = s->k_cross;
   }
   if (c->writes && !compare_line(c, s, old, new_)) return FLIPS_ILLEGAL;
-  if (!map_line(s, c->writes ? old : new_, c->zeros)) return FLIPS_ILLEGAL;
+  if (is_lazy(c, s)) return FLIPS_OK;
+  if (!map_blocks(s, c->writes ? old : new_, s->line_bytes, c->zeros)) return FLIPS_ILLEGAL;
   if (s->blind) memset(c->zeros, 0xff, (c->n_valid / 64 + 1) * sizeof *c->zeros); /* one class for all */
   return FLIPS_OK;
 }
@@ -560,7 +616,7 @@ int flips_lines(flips_coder *c, const flips_shape *s, const uint8_t *old, uint8_
     if (c->place == 0 && begin_line(c, s, old, new_) != FLIPS_OK) return FLIPS_ILLEGAL;
     while (c->place < c->n_valid) {
       if (runs_dry(c)) return FLIPS_MORE;
-      code_segment(c, s, old, new_);
+      if (code_segment(c, s, old, new_) != FLIPS_OK) return FLIPS_ILLEGAL;
       if (c->past_end > MAX_PAST_END) return FLIPS_EARLY;
     }
     end_line(c);
@@ -606,7 +662,7 @@ int trits_lines(flips_coder *c, const flips_shape *s, uint8_t *plane, uint64_t n
     if (c->place == 0) {
       c->n_valid = c->n_lines - c->line <= s->tail_lines ? s->tail_valid : s->valid;
       c->line_flips = 0;
-      if (c->writes && !map_line(s, plane, c->changes)) return FLIPS_ILLEGAL;
+      if (c->writes && !map_blocks(s, plane, s->line_bytes, c->changes)) return FLIPS_ILLEGAL;
       if (!c->writes) memset(plane, s->base3 ? ALL_ZERO3 : ALL_ZERO2, s->line_bytes);
     }
     while (c->place < c->n_valid) {

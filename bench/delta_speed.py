@@ -1,0 +1,230 @@
+"""Speed and memory of the delta codec on a model of 2 G trits: python bench/delta_speed.py RATE...
+
+For each flip rate: two models of 113 planes of 2560 x 6912 (lines of 256 outputs, 42 % zeros, two
+bits a trit, 500 MB), independent flips.  Every step runs in a process of its own, on one core:
+
+    encode         ota.encoder.Encoder, both models on the disk, into a file
+    decode         ota.container, every byte made and hashed, and dropped
+    decode_only    the same without the hashes
+    apply          ota.device.staging.unpack: decoded, hashed, written to a new directory, synced
+    zstd_decode    what `zstd -19 --patch-from` made of the first planes, decoded in memory
+    zstd_apply     what `zstd -3 --long=30 --patch-from` made of all planes, decoded to a file, synced
+
+MB/s are of the model (packed bytes).  ``peak_bytes`` is the highest anonymous memory (RssAnon: what
+is not a mapped file), above what the process had once its modules were imported.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from ota.container import Container, _OldFile  # noqa: E402
+from ota.device.staging import unpack  # noqa: E402
+from ota.encoder import Encoder  # noqa: E402
+from ota.storage import Directory, Disk, read_release  # noqa: E402
+
+SHAPE = (2560, 6912)
+N_PLANES = 113
+N_DISTINCT = 6
+ZSTD_PLANES = 6
+P_ZERO = 0.42
+STEPS = ("encode", "decode", "decode_only", "apply", "zstd_decode", "zstd_apply")
+
+
+def anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+class Peak(threading.Thread):
+    """Watches the memory of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.start_bytes = self.peak = anonymous_bytes()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.002):
+            self.peak = max(self.peak, anonymous_bytes())
+
+
+def prepare(directory: Path, rate: float) -> None:
+    """Write both models."""
+    from delta import pack_lines, shard
+
+    rng = np.random.default_rng(int(1 / rate))
+    shares = [(1 - P_ZERO) / 2, P_ZERO, (1 - P_ZERO) / 2]
+    distinct = [
+        rng.choice(np.array([0, 1, 2], np.uint8), SHAPE, p=shares) for _ in range(N_DISTINCT)
+    ]
+    for name in ("old", "new"):
+        (directory / name).mkdir()
+    for k in range(N_PLANES):
+        codes = np.roll(distinct[k % N_DISTINCT], 7 * k, axis=1)
+        file = f"model-{k + 1:05d}-of-{N_PLANES:05d}.safetensors"
+        (directory / "old" / file).write_bytes(shard(pack_lines(codes)))
+        flat = codes.reshape(-1).copy()
+        at = np.unique(rng.integers(0, flat.size, rng.poisson(rate * flat.size)))
+        flat[at] = np.where(flat[at] == 1, rng.choice(np.array([0, 2], np.uint8), at.size), 1)
+        (directory / "new" / file).write_bytes(shard(pack_lines(flat.reshape(SHAPE))))
+    for counter, name in enumerate(("old", "new")):
+        seal(directory / name, counter)
+
+
+def seal(model: Path, counter: int) -> None:
+    from edgeagent.convert.seal import hash_files
+    from ota.release import Health, make_release
+
+    release = make_release("bench", f"1.{counter}.0", counter, hash_files(model), Health())
+    (model / "release.json").write_bytes(release.text)
+
+
+def encode(directory: Path) -> int:
+    old, new = directory / "old", directory / "new"
+    with Directory(old) as a, Directory(new) as b, (directory / "delta.etd").open("w+b") as out:
+        scratch = lambda: tempfile.TemporaryFile(dir=directory)  # noqa: E731, SIM115
+        Encoder((read_release(old), a), (read_release(new), b), scratch).write(out)
+    return sum(p.stat().st_size for p in new.glob("*.safetensors"))
+
+
+def decode(directory: Path) -> int:
+    old, n_bytes = directory / "old", 0
+    with Directory(old) as files, Disk().open(directory / "delta.etd") as blob:
+        for _, pieces in Container(blob, read_release(old)).make(files):
+            n_bytes += sum(map(len, pieces))
+    return n_bytes
+
+
+def decode_only(directory: Path) -> int:
+    old = directory / "old"
+    with Directory(old) as files, Disk().open(directory / "delta.etd") as blob:
+        container = Container(blob, read_release(old))
+        n_bytes = sum(
+            e.n_bytes for n, e in container.release.files.items() if n in container.regions
+        )
+        with container._maker() as maker:
+            for name, regions in container.regions.items():
+                for piece in maker.file(regions, _OldFile(files, name)):
+                    n_bytes -= len(piece)
+        assert n_bytes == 0
+        return container.written_bytes
+
+
+def apply(directory: Path) -> int:
+    target = directory / "slot"
+    target.mkdir()
+    unpack(Disk(), directory / "delta.etd", directory / "old", target)
+    Disk().sync_tree(target)
+    return sum(p.stat().st_size for p in target.glob("*.safetensors"))
+
+
+def zstd_decode(directory: Path) -> int:
+    import zstandard
+
+    n_bytes = 0
+    for patch in sorted(directory.glob("*.zst")):
+        old = (directory / "old" / patch.stem).read_bytes()
+        content = zstandard.ZstdCompressionDict(old, zstandard.DICT_TYPE_RAWCONTENT)
+        unpacker = zstandard.ZstdDecompressor(dict_data=content, max_window_size=1 << 27)
+        n_bytes += len(unpacker.decompress(patch.read_bytes()))
+    return n_bytes
+
+
+def zstd_apply(directory: Path) -> int:
+    target = directory / "zstd.out"
+    old = f"--patch-from={directory / 'old.bin'}"
+    command = ["zstd", "-d", "-q", "-f", "--long=30", old, str(directory / "all.patch")]
+    subprocess.run([*command, "-o", str(target)], check=True)
+    with target.open("rb") as out:
+        os.fsync(out.fileno())
+    return target.stat().st_size
+
+
+def step(name: str, directory: Path) -> None:
+    """Run one step and print what it took."""
+    run = {f.__name__: f for f in (encode, decode, decode_only, apply, zstd_decode, zstd_apply)}[
+        name
+    ]
+    if name == "zstd_decode":
+        import zstandard  # noqa: F401 - so that it is not counted
+    watch = Peak()
+    watch.start()
+    start_s = time.perf_counter()
+    n_bytes = run(directory)
+    seconds = time.perf_counter() - start_s
+    watch.over.set()
+    result = {"mb_s": n_bytes / 1e6 / seconds, "peak_bytes": watch.peak - watch.start_bytes}
+    print(json.dumps({**result, "seconds": seconds}))
+
+
+def patches(directory: Path) -> int:
+    """Write what ``zstd -19 --patch-from`` makes of the first planes; return their bytes."""
+    total = 0
+    for new in sorted((directory / "new").glob("*.safetensors"))[:ZSTD_PLANES]:
+        patch = directory / f"{new.name}.zst"
+        command = ["zstd", "-19", "-q", f"--patch-from={directory / 'old' / new.name}", str(new)]
+        subprocess.run([*command, "-o", str(patch)], check=True, stderr=subprocess.DEVNULL)
+        total += patch.stat().st_size
+    for name in ("old", "new"):
+        with (directory / f"{name}.bin").open("wb") as out:
+            for shard in sorted((directory / name).glob("*.safetensors")):
+                out.write(shard.read_bytes())
+    old = f"--patch-from={directory / 'old.bin'}"
+    command = ["zstd", "-3", "-q", "--long=30", old, str(directory / "new.bin")]
+    subprocess.run([*command, "-o", str(directory / "all.patch")], check=True)
+    (directory / "new.bin").unlink()
+    return total
+
+
+def measure(rate: float, quiet: list[str]) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        prepare(directory, rate)
+        patch_bytes = patches(directory)
+        result: dict[str, object] = {
+            "rate": rate,
+            "patch_from_bytes": patch_bytes * N_PLANES // ZSTD_PLANES,
+        }
+        for each in STEPS:
+            command = [*quiet, sys.executable, __file__, "step", each, name]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            result[each] = json.loads(done.stdout.splitlines()[-1])
+            print(rate, each, result[each], flush=True)
+        result["delta_bytes"] = (directory / "delta.etd").stat().st_size
+        return result
+
+
+def main() -> None:
+    if sys.argv[1] == "step":
+        step(sys.argv[2], Path(sys.argv[3]))
+        return
+    quiet = sys.argv[2].split() if sys.argv[1] == "--with" else []
+    rates = [float(text) for text in sys.argv[3 if quiet else 1 :]]
+    from delta import write
+
+    cpu = next(t for t in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in t)
+    rows = [measure(rate, quiet) for rate in rates]
+    fields = {"n_trits": N_PLANES * SHAPE[0] * SHAPE[1], "cpu": cpu.split(": ")[1], "rates": rows}
+    write("delta-speed", {**fields, "python": platform.python_version()})
+    print(datetime.datetime.now(datetime.UTC))
+
+
+if __name__ == "__main__":
+    main()

@@ -87,10 +87,10 @@ static void dot_f16(const job *j)
 
 static void scan(const job *j)
 {
-    const int8_t *x = j->act.x; /* both parts of the inputs */
-    const tern_scan_x parts = { x, x, j->minus_zero, j->n_in / TERN_SCAN_GROUP };
-    const uint8_t *scales = j->plane + j->n_out * j->n_in / 2;
-    j->kernels->scan(j->plane, scales, j->levels, &parts, j->y_f32, 0, j->n_out / TERN_SCAN_ROWS);
+    const size_t groups = j->n_in / TERN_SCAN_GROUP;
+    const tern_scan_x x = { j->act.x, j->x_f32, j->minus_zero, groups }; /* any units will do */
+    const uint8_t *scales = j->plane + j->n_out / TERN_SCAN_ROWS * groups * SCAN_GROUP_BYTES;
+    j->kernels->scan(j->plane, scales, j->levels, &x, j->y_f32, 0, j->n_out / TERN_SCAN_ROWS);
 }
 
 static const struct {

@@ -35,7 +35,7 @@ cdef extern from "ternary.h" nogil:
         TERN_IN_MAX
         TERN_SCAN_ROWS
         TERN_SCAN_GROUP
-        TERN_SCAN_LINE_INPUTS
+        TERN_SCAN_LINES
         TERN_SCAN_LEVELS
         TERN_SCAN_ZERO
         TERN_REFINE_BLOCK

@@ -170,7 +170,7 @@ cdef class _Tensors:
         if not any(name.startswith(_SCAN) for name in self.given):
             return s
         panels, groups = -(-vocab // TERN_SCAN_ROWS), -(-hidden // TERN_SCAN_GROUP)
-        lines = groups * (TERN_SCAN_GROUP // TERN_SCAN_LINE_INPUTS)
+        lines = groups * TERN_SCAN_LINES
         refine = -(-hidden // TERN_REFINE_BLOCK) * TERN_LINE_BYTES
         s.codes = <const uint8_t *>self.take(
             _SCAN + "codes", "U8", (panels, lines, TERN_LINE_BYTES))

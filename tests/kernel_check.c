@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <math.h>
 #include <string.h>
 
 /* Under an emulator: a third of the sizes, random and the three extreme fills, only named variants. */
@@ -280,18 +281,15 @@ static void check_floats(check *c, size_t n_rows, size_t n)
     release(halves), release(rows), release(x), release(w), release(want), release(got);
 }
 
-/* Inputs of a scan; the fills aim at the bounds of q and of its two parts. */
-static void fill_scan_x(size_t fill, size_t n, int8_t *high, int8_t *low, int32_t *minus_zero)
+/* Inputs of a scan; units of any size, some of them 0. */
+static void fill_scan_x(size_t fill, size_t n, int8_t *q, float *unit, int32_t *minus_zero)
 {
     for (size_t k = 0; k < n; k++) {
-        int32_t q = (int32_t)(random_u32() % (2 * TERN_SCAN_X_MAX + 1)) - TERN_SCAN_X_MAX;
-        if (fill == 1) q = TERN_SCAN_X_MAX;
-        if (fill == 2) q = -TERN_SCAN_X_MAX;
-        if (fill == 3) q = k % 2 ? 127 * 128 - 64 : -127 * 128 + 63;
-        if (fill == 4) q = 0;
-        high[k] = (int8_t)((q + 64 + (1 << 14)) / 128 - (1 << 7));
-        low[k] = (int8_t)(q - 128 * high[k]);
-        minus_zero[k / TERN_SCAN_GROUP] -= TERN_SCAN_ZERO * q;
+        q[k] = x_of(fill, k);
+        minus_zero[k / TERN_SCAN_GROUP] -= TERN_SCAN_ZERO * q[k];
+        if (k % TERN_SCAN_GROUP == 0)
+            unit[k / TERN_SCAN_GROUP] =
+                k % 7 == 6 ? 0.0f : ldexpf((float)(random_u32() % 1000003), -(int)(random_u32() % 40));
     }
 }
 
@@ -300,9 +298,9 @@ static void check_scan(check *c, size_t panels, size_t n, size_t fill)
     char what[99];
     const size_t groups = (n + TERN_SCAN_GROUP - 1) / TERN_SCAN_GROUP;
     const size_t y_bytes = panels * TERN_SCAN_ROWS * 4, padded = groups * TERN_SCAN_GROUP;
-    fenced codes = fence(panels * groups * TERN_SCAN_GROUP * TERN_SCAN_ROWS / 2);
+    fenced codes = fence(panels * groups * TERN_SCAN_LINES * TERN_LINE_BYTES);
     fenced scales = fence(panels * groups * TERN_SCAN_ROWS), levels = fence(TERN_SCAN_LEVELS);
-    fenced high = fence(padded), low = fence(padded), minus_zero = fence(groups * 4);
+    fenced q = fence(padded), unit = fence(groups * 4), minus_zero = fence(groups * 4);
     fenced want = fence(y_bytes), got = fence(y_bytes);
     for (size_t i = 0; i < codes.bytes; i++) /* all codes at the ends, or random */
         ((uint8_t *)codes.data)[i] = fill == 1 ? 0xff : fill == 2 ? 0 : (uint8_t)random_u32();
@@ -310,9 +308,9 @@ static void check_scan(check *c, size_t panels, size_t n, size_t fill)
         ((uint8_t *)scales.data)[i] = fill == 1 || fill == 2 ? 255 : (uint8_t)random_u32();
     for (size_t i = 0; i < TERN_SCAN_LEVELS; i++) /* 0 and 126 are among them */
         ((uint8_t *)levels.data)[i] = (uint8_t)(i * 2 * TERN_SCAN_ZERO / (TERN_SCAN_LEVELS - 1));
-    memset(high.data, 0, padded), memset(low.data, 0, padded), memset(minus_zero.data, 0, groups * 4);
-    fill_scan_x(fill, n, high.data, low.data, minus_zero.data);
-    const tern_scan_x x = { high.data, low.data, minus_zero.data, groups };
+    memset(q.data, 0, padded), memset(minus_zero.data, 0, groups * 4);
+    fill_scan_x(fill, n, q.data, unit.data, minus_zero.data);
+    const tern_scan_x x = { q.data, unit.data, minus_zero.data, groups };
     for (size_t begin = 0; begin < panels; begin++) {
         memset(want.data, 0x88, y_bytes), memset(got.data, 0x88, y_bytes);
         c->scalar->scan(codes.data, scales.data, levels.data, &x, want.data, begin, panels);
@@ -320,7 +318,7 @@ static void check_scan(check *c, size_t panels, size_t n, size_t fill)
         snprintf(what, sizeof what, "scan %zu..%zu x %zu %s", begin, panels, n, fills[fill]);
         compare(c, what, want.data, got.data, y_bytes);
     }
-    release(codes), release(scales), release(levels), release(high), release(low);
+    release(codes), release(scales), release(levels), release(q), release(unit);
     release(minus_zero), release(want), release(got);
 }
 

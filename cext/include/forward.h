@@ -84,9 +84,9 @@ typedef struct tern_layer {
 /* The head once more in few bits, for tern_head_candidates; docs/formats.md, section 3a.
  * `codes` is NULL when the model has none. */
 typedef struct tern_head_scan {
-    const uint8_t *codes;  /* (ceil(vocab / 16), 4 * groups, 64)   groups = ceil(hidden / 32) */
+    const uint8_t *codes;  /* (ceil(vocab / 16), 5 * groups, 64)   groups = ceil(hidden / 32) */
     const uint8_t *scales; /* (ceil(vocab / 16), groups, 16) */
-    const uint8_t *levels; /* (16,) */
+    const uint8_t *levels; /* (32,) */
     const uint8_t *refine; /* (vocab, ceil(hidden / 256) * 64) */
     /* (vocab,) each: scale of codes and of refine; upper bounds of ||row||, of the rest that codes
      * leave, and of the rest that codes and refine leave */

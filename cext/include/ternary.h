@@ -158,38 +158,40 @@ typedef void tern_dot_f32_fn(const float *rows, size_t n_rows, size_t n, const f
  *   rows   (n_rows, n) float32      w  (n_rows,) float32      y  (n,) float32, overwritten */
 typedef void tern_mix_f32_fn(const float *rows, size_t n_rows, size_t n, const float *w, float *y);
 
-/* The scan of an LM head (docs/formats.md, section 3a): a product of every row in about 4 bits a weight.
+/* The scan of an LM head (docs/formats.md, section 3a): a product of every row in about 5 bits a weight.
  *
- * An input is two int8 parts of one integer, q[k] = 128 * high[k] + low[k] with
- * |q| <= TERN_SCAN_X_MAX; a weight is (levels[code] - TERN_SCAN_ZERO) * scale of its row and group. */
+ * An input is q[k] * unit of its group, |q| <= 127; a weight is (levels[code] - TERN_SCAN_ZERO) * scale of
+ * its row and group. */
 enum {
     TERN_SCAN_ROWS = 16,        /* of a panel: a lane is a row */
-    TERN_SCAN_GROUP = 32,       /* inputs that share a scale: 4 lines of 64 bytes */
-    TERN_SCAN_LINE_INPUTS = 8,  /* byte 4 r + j of a line: inputs j (low nibble), 4 + j (high) of row r */
-    TERN_SCAN_LEVELS = 16,
+    TERN_SCAN_GROUP = 32,       /* inputs that share a scale: 5 lines of 64 bytes */
+    TERN_SCAN_LINES = 5,        /* four of low nibbles, then the fifth bits */
+    TERN_SCAN_LINE_INPUTS = 8,  /* byte 4 r + j of line l: inputs 8 l + j (low nibble), 8 l + 4 + j (high)
+                                   of row r; bit 2 l + h of byte 4 r + j of line 4: input 8 l + 4 h + j */
+    TERN_SCAN_LEVELS = 32,
     TERN_SCAN_ZERO = 63,        /* the level that is zero; levels are 0 to 126 */
-    TERN_SCAN_X_MAX = 127 * 128 + 63,
+    TERN_SCAN_X_MAX = 127,
     TERN_REFINE_BLOCK = 256,    /* 2-bit codes in one line: byte j holds j, 64 + j, 128 + j, 192 + j */
 };
-_Static_assert(2LL * TERN_SCAN_ZERO * TERN_SCAN_X_MAX * TERN_SCAN_GROUP <= INT32_MAX,
-               "int32 sum of a group would overflow");
+_Static_assert(2LL * TERN_SCAN_ZERO * TERN_SCAN_X_MAX * TERN_SCAN_GROUP < 1 << 24,
+               "the sum of a group would not be exact in float32");
 
 typedef struct tern_scan_x {
-    const int8_t *high;        /* (ceil(n / 256) * 256,) in [-127, 127]; padding is 0 */
-    const int8_t *low;         /* the same length, in [-64, 63] */
+    const int8_t *q;           /* (n_groups * 32,) in [-127, 127]; padding is 0 */
+    const float *unit;         /* (n_groups,) */
     const int32_t *minus_zero; /* (n_groups,) -TERN_SCAN_ZERO * sum of q over the group */
     size_t n_groups;           /* ceil(n / 32) */
 } tern_scan_x;
 
 /* For every row r = 16 p + i of the panels p in [begin, end), in float32, no FMA:
  *
- *       y[r] = ((0 + S[0] * scale[0]) + S[1] * scale[1]) + ...     S[g] = float(sum of level * q),
+ *       y[r] = (0 + t[0]) + t[1] + ...     t[g] = (float(sum of level * q) * scale[g]) * unit[g],
  *
- * the sum over group g exact in int32 and then rounded once.
+ * the sum over group g exact in int32 and in float32.
  *
- *   codes   (panels, 4 * n_groups, 64) uint8   no alignment needed, 64 is best
+ *   codes   (panels, 5 * n_groups, 64) uint8   no alignment needed, 64 is best
  *   scales  (panels, n_groups, 16) uint8
- *   levels  (16,) uint8, each <= 2 * TERN_SCAN_ZERO
+ *   levels  (32,) uint8, each <= 2 * TERN_SCAN_ZERO
  *   y       (panels * 16,) float32   rows of other panels are untouched */
 typedef void tern_scan_fn(const uint8_t *codes, const uint8_t *scales, const uint8_t *levels,
                           const tern_scan_x *x, float *y, size_t begin, size_t end);

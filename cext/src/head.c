@@ -4,7 +4,7 @@
  *
  *   w = a + b + e   a from codes, b from the refine plane; the model file has upper bounds of
  *                   ||w|| and ||a|| (norm), of ||w - a|| (rest) and of ||e|| (refined_rest)
- *   x = q + d       q = unit * (128 high + low); h = unit * 128 high
+ *   x = q + d       q: int8 times a unit for each group of 32; h: int8 times one unit
  *
  *   scan:    w.x - a.q         = (w - a).x + a.d            <= rest ||x|| + norm ||d||
  *   refine:  w.x - a.q - b.h   = e.x + a.d + b.(x - h)      <= refined_rest ||x|| + norm ||d||
@@ -13,17 +13,17 @@
  * by Cauchy-Schwarz, ||b|| <= ||w - a|| + ||e||.  What float32 adds, with N = ||x|| + ||d|| >= ||q||
  * and G groups:
  *
- *   a.q is a sum of G terms, each rounded when the integer becomes a float and when it is scaled,
- *   each partial sum rounded, then scaled by fl(scale * unit): at most G + 4 roundings on a path,
- *   and the magnitudes of the terms sum to at most norm ||q||:          (G + 4) u norm N
+ *   a.q is a sum of G terms, each an exact integer that is rounded when it is scaled by the group's scale
+ *   and by its unit, each partial sum rounded, then scaled by the row's scale: at most G + 4 roundings on
+ *   a path, and the magnitudes of the terms sum to at most norm ||q||:  (G + 4) u norm N
  *   the exact logit is itself computed, by dot_f16: a product, the additions of its lane and four
  *   of the tree, magnitudes at most norm ||x||:                         (ceil(n / 16) + 5) u norm N
  *   b.h: one integer rounded, two scalings, one addition (estimates are below norm N plus the
  *   bounds):                                                            5 u (norm N + ||b|| ||h||)
  *   comparing estimate + bound, the bound itself in float32: covered by SLACK below.
  *
- * k roundings give at most k u / (1 - k u) <= 1.01 k u: k < 2^17.  Underflow: a row of float16 that is
- * not 0 has a norm of at least 2^-24 and |x| of at least 2^-60, so u norm N is at least 2^-108, while
+ * k roundings give at most k u / (1 - k u) <= 1.01 k u: k < 2^17.  Underflow: a group of x below 2^-60 is
+ * taken as 0, which d has; the others have units above 2^-67.  A row of float16 that is not 0 has a norm of at least 2^-24 and |x| of at least 2^-60, so u norm N is at least 2^-108, while
  * what subnormal products of dot_f16 lose together is at most n 2^-150 <= 2^-130: covered by the one
  * further u norm N that is added.  This is for planes as our converter makes them. */
 #include "head.h"
@@ -61,7 +61,8 @@ bool head_take(tern_state *s)
     const size_t padded = up_to(c->hidden, TERN_REFINE_BLOCK);
     const size_t rows = up_to(c->vocab, CHUNK_ROWS), guesses = TERN_THREADS_MAX * TERN_HEAD_K_MAX;
     head_scratch *h = &s->head;
-    return (h->high = state_take(s, padded, 1)) && (h->low = state_take(s, padded, 1)) &&
+    return (h->scan_x = state_take(s, padded, 1)) && (h->high = state_take(s, padded, 1)) &&
+           (h->unit = state_take(s, padded / TERN_SCAN_GROUP, sizeof *h->unit)) &&
            (h->minus_zero = state_take(s, padded / TERN_SCAN_GROUP, sizeof *h->minus_zero)) &&
            (h->estimate = state_take(s, rows, sizeof *h->estimate)) &&
            (h->exact = state_take(s, rows, sizeof *h->exact)) &&
@@ -102,7 +103,7 @@ typedef struct head_job {
     tern_state *state;
     const tern_head_request *request;
     const tern_scan_x *x;
-    float unit;                          /* of q */
+    float unit;                          /* of high */
     float by_norm, by_rest, by_refining; /* factors of ||w||, of a rest, of ||b|| in the bounds */
     int32_t high_sum;                    /* sum of high: at most 127 * 2^20 */
     size_t n_known;                      /* rows of the guess and recent rows */
@@ -112,43 +113,66 @@ typedef struct head_job {
     _Atomic bool grew;
 } head_job;
 
-/* q, its parts, and the factors of the bounds.  False when x is not finite, or zero, or so large or
- * small that the proof does not cover it. */
+/* The largest |x| of n inputs, or infinity when one is not finite. */
+static float largest_of(const float *x, size_t n)
+{
+    float largest = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        const float magnitude = fabsf(x[i]);
+        if (!(magnitude <= X_MOST)) return INFINITY;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+static double squared(double v)
+{
+    return v * v;
+}
+
+/* q[i] = x[i] / unit to the nearest in [-127, 127]; the sum of the squares of what is left of x, which is
+ * added to `left`.  The products of integers and units have 31 bits: exact in float64. */
+static int32_t to_int8(const float *x, size_t n, float largest, float *unit, int8_t *q, double *left)
+{
+    const bool is_zero = largest < X_LEAST;
+    const float inverse = is_zero ? 0.0f : (float)TERN_SCAN_X_MAX / largest;
+    int32_t sum = 0;
+    *unit = is_zero ? 0.0f : largest / (float)TERN_SCAN_X_MAX;
+    for (size_t i = 0; i < n; i++) {
+        int32_t v = (int32_t)round_f32(x[i] * inverse);
+        v = v < TERN_SCAN_X_MAX ? v : TERN_SCAN_X_MAX;
+        v = v > -TERN_SCAN_X_MAX ? v : -TERN_SCAN_X_MAX;
+        q[i] = (int8_t)v;
+        sum += v;
+        *left += squared((double)x[i] - (double)*unit * v);
+    }
+    return sum;
+}
+
+/* q, h, and the factors of the bounds.  False when x is not finite, or zero, or so large or small that
+ * the proof does not cover it. */
 static bool quantize_hidden(head_job *job, tern_scan_x *x)
 {
     tern_state *s = job->state;
     head_scratch *h = &s->head;
     const size_t n = s->model->config.hidden, groups = up_to(n, TERN_SCAN_GROUP) / TERN_SCAN_GROUP;
-    float largest = 0.0f;
-    for (size_t i = 0; i < n; i++) {
-        const float magnitude = fabsf(s->hidden[i]);
-        if (!(magnitude <= X_MOST)) return false;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    if (largest < X_LEAST) return false;
-    const float unit = largest / (float)TERN_SCAN_X_MAX, inverse = (float)TERN_SCAN_X_MAX / largest;
+    const float largest = largest_of(s->hidden, n);
+    if (!(largest >= X_LEAST && largest <= X_MOST)) return false;
     double x2 = 0.0, d2 = 0.0, h2 = 0.0;
-    memset(h->minus_zero, 0, groups * sizeof *h->minus_zero);
-    job->high_sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        int32_t q = (int32_t)round_f32(s->hidden[i] * inverse);
-        q = q < TERN_SCAN_X_MAX ? q : TERN_SCAN_X_MAX;
-        q = q > -TERN_SCAN_X_MAX ? q : -TERN_SCAN_X_MAX;
-        const int32_t high = (q + 64 + (1 << 14)) / 128 - (1 << 7); /* floor((q + 64) / 128) */
-        h->high[i] = (int8_t)high;
-        h->low[i] = (int8_t)(q - 128 * high);
-        h->minus_zero[i / TERN_SCAN_GROUP] -= TERN_SCAN_ZERO * q;
-        job->high_sum += high;
-        const double v = s->hidden[i], d = v - (double)unit * q, e = v - (double)unit * 128 * high;
-        x2 += v * v, d2 += d * d, h2 += e * e;
+    for (size_t i = 0; i < n; i++) x2 += squared(s->hidden[i]);
+    job->high_sum = to_int8(s->hidden, n, largest, &job->unit, h->high, &h2);
+    for (size_t g = 0; g < groups; g++) {
+        const size_t at = g * TERN_SCAN_GROUP, here = smaller(TERN_SCAN_GROUP, n - at);
+        const float *group = s->hidden + at;
+        h->minus_zero[g] = -TERN_SCAN_ZERO * to_int8(group, here, largest_of(group, here),
+                                                     &h->unit[g], h->scan_x + at, &d2);
     }
     const double norm_x = sqrt(x2), norm_d = sqrt(d2), norm_e = sqrt(h2);
     const double roundings = (double)(groups + up_to(n, DOT_LANES) / DOT_LANES + 16) * ROUNDING;
-    job->unit = unit;
     job->by_rest = (float)(norm_x * SLACK);
     job->by_norm = (float)((norm_d + (norm_x + norm_d) * roundings) * SLACK);
     job->by_refining = (float)((norm_e + (norm_x + norm_e) * roundings) * SLACK);
-    *x = (tern_scan_x){ h->high, h->low, h->minus_zero, groups };
+    *x = (tern_scan_x){ h->scan_x, h->unit, h->minus_zero, groups };
     return true;
 }
 
@@ -179,7 +203,7 @@ static void run_scan(void *arg, size_t thread, size_t n_threads)
         job->state->model->kernels->scan(scan->codes, scan->scales, scan->levels, job->x, estimate,
                                          begin / TERN_SCAN_ROWS,
                                          up_to(end, TERN_SCAN_ROWS) / TERN_SCAN_ROWS);
-        for (size_t r = begin; r < end; r++) estimate[r] *= scan->scale[r] * job->unit;
+        for (size_t r = begin; r < end; r++) estimate[r] *= scan->scale[r];
     }
 }
 
@@ -295,7 +319,7 @@ static bool survives(const head_job *job, uint32_t r, int32_t product)
 {
     const tern_head_scan *scan = &job->state->model->scan;
     const int32_t sum = 2 * product - 3 * job->high_sum; /* codes 0..3 mean -3, -1, 1, 3 */
-    const float step = scan->refine_scale[r] * (128.0f * job->unit);
+    const float step = scan->refine_scale[r] * job->unit;
     const float estimate = job->state->head.estimate[r] + (float)sum * step;
     const float bound = scan->refined_rest[r] * job->by_rest + scan->norm[r] * job->by_norm +
                         (scan->rest[r] + scan->refined_rest[r]) * job->by_refining;

@@ -1,7 +1,7 @@
 /* head_avx2.c - the scan of an LM head with VPMADDUBSW.
  *
- * One product pair of a level and a high part reaches 2 * 126 * 127 = 32004: it fills an int16 lane
- * and is widened at once.  Two pairs with low parts fit one lane. */
+ * One product pair of a level and an input reaches 2 * 126 * 127 = 32004: it fills an int16 lane and is
+ * widened at once. */
 #include "variants.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -10,13 +10,11 @@
 
 enum {
     LEVEL_MAX = 2 * TERN_SCAN_ZERO,
-    HIGH_PAIR = 2 * LEVEL_MAX * 127,
-    LOW_PAIRS = 2 * 2 * LEVEL_MAX * 64,
+    PAIR = 2 * LEVEL_MAX * TERN_SCAN_X_MAX,
     CODE_MAX = 3,
     REFINE_LANE = 4 * 2 * CODE_MAX * 127, /* four pairs of a block */
 };
-_Static_assert(HIGH_PAIR <= INT16_MAX, "one pair of high parts would overflow");
-_Static_assert(LOW_PAIRS <= INT16_MAX, "two pairs of low parts would overflow");
+_Static_assert(PAIR <= INT16_MAX, "a pair of products would overflow");
 _Static_assert(REFINE_LANE <= INT16_MAX, "a block of codes would overflow");
 
 ISA static inline __m256i four_inputs_i8x32(const int8_t *x)
@@ -26,58 +24,71 @@ ISA static inline __m256i four_inputs_i8x32(const int8_t *x)
     return _mm256_set1_epi32(four);
 }
 
-/* int32 sums of 8 rows. */
-typedef struct sums_i32x8 {
-    __m256i high, low;
-} sums_i32x8;
+/* The 32 levels; VPSHUFB looks 16 up. */
+typedef struct level_tables {
+    __m256i lower_u8x32, upper_u8x32;
+} level_tables;
 
-ISA static inline void add_half_line(sums_i32x8 *s, const uint8_t *half, __m256i levels,
-                                     const int8_t *high, const int8_t *low)
+ISA static inline level_tables load_levels(const uint8_t *levels)
 {
-    const __m256i nibble = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
-    const __m256i packed = _mm256_loadu_si256((const __m256i *)half);
-    const __m256i a = _mm256_shuffle_epi8(levels, _mm256_and_si256(packed, nibble));
-    const __m256i b =
-        _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble));
-    const __m256i high_a = _mm256_maddubs_epi16(a, four_inputs_i8x32(high));
-    const __m256i high_b = _mm256_maddubs_epi16(b, four_inputs_i8x32(high + 4));
-    const __m256i low_ab = _mm256_add_epi16(_mm256_maddubs_epi16(a, four_inputs_i8x32(low)),
-                                            _mm256_maddubs_epi16(b, four_inputs_i8x32(low + 4)));
-    s->high = _mm256_add_epi32(s->high, _mm256_add_epi32(_mm256_madd_epi16(high_a, one),
-                                                         _mm256_madd_epi16(high_b, one)));
-    s->low = _mm256_add_epi32(s->low, _mm256_madd_epi16(low_ab, one));
+    const __m128i *at = (const __m128i *)levels;
+    return (level_tables){ _mm256_broadcastsi128_si256(_mm_loadu_si128(at)),
+                           _mm256_broadcastsi128_si256(_mm_loadu_si128(at + 1)) };
 }
 
-ISA static inline __m256 add_group(__m256 acc, const sums_i32x8 *s, const uint8_t *scales)
+/* Levels of codes: a nibble a byte, the fifth bits at bit 7 of `fifth`. */
+ISA static inline __m256i levels_u8x32(level_tables t, __m256i nibbles, __m256i fifth)
 {
-    const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(s->high, 7), s->low);
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(t.lower_u8x32, nibbles),
+                              _mm256_shuffle_epi8(t.upper_u8x32, nibbles), fifth);
+}
+
+ISA static inline __m256i dot_i32x8(__m256i acc, __m256i level, const int8_t *q)
+{
+    const __m256i pairs = _mm256_maddubs_epi16(level, four_inputs_i8x32(q));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* int32 sums of 8 rows over one group; `half` is the first or the second half of its first line. */
+ISA static inline __m256i group_i32x8(const uint8_t *half, level_tables t, const int8_t *q,
+                                      int32_t minus_zero)
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i fifth = _mm256_loadu_si256(
+        (const __m256i *)(half + SCAN_NIBBLE_LINES * TERN_LINE_BYTES));
+    __m256i acc = _mm256_set1_epi32(minus_zero);
+    for (int l = 0; l < SCAN_NIBBLE_LINES; l++, half += TERN_LINE_BYTES, q += TERN_SCAN_LINE_INPUTS) {
+        const __m256i packed = _mm256_loadu_si256((const __m256i *)half);
+        const __m256i low = _mm256_and_si256(packed, nibble);
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
+        acc = dot_i32x8(acc, levels_u8x32(t, low, _mm256_slli_epi16(fifth, 7 - 2 * l)), q);
+        acc = dot_i32x8(acc, levels_u8x32(t, high, _mm256_slli_epi16(fifth, 6 - 2 * l)), q + 4);
+    }
+    return acc;
+}
+
+ISA static inline __m256 add_group(__m256 acc, __m256i sum, const uint8_t *scales, float unit)
+{
     const __m256i scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)scales));
-    return _mm256_add_ps(acc, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_cvtepi32_ps(scale)));
+    const __m256 term = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_cvtepi32_ps(scale));
+    return _mm256_add_ps(acc, _mm256_mul_ps(term, _mm256_set1_ps(unit)));
 }
 
 ISA void head_scan_avx2(const uint8_t *codes, const uint8_t *scales, const uint8_t *levels,
                         const tern_scan_x *x, float *y, size_t begin, size_t end)
 {
-    const __m256i table =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)levels));
+    const level_tables t = load_levels(levels);
     const size_t n = x->n_groups;
     for (size_t p = begin; p < end; p++) {
         __m256 acc[2] = { _mm256_setzero_ps(), _mm256_setzero_ps() };
         for (size_t g = 0; g < n; g++) {
             const size_t at = p * n + g;
-            const __m256i minus_zero = _mm256_set1_epi32(x->minus_zero[g]);
-            sums_i32x8 s[2] = { { _mm256_setzero_si256(), minus_zero },
-                                { _mm256_setzero_si256(), minus_zero } };
-            for (size_t l = 0; l < SCAN_LINES; l++) {
-                const size_t line = at * SCAN_LINES + l;
-                const size_t k = g * TERN_SCAN_GROUP + l * TERN_SCAN_LINE_INPUTS;
-                const uint8_t *half = codes + line * TERN_LINE_BYTES;
-                prefetch_line(codes, line + PREFETCH_LINES);
-                add_half_line(&s[0], half, table, x->high + k, x->low + k);
-                add_half_line(&s[1], half + 32, table, x->high + k, x->low + k);
-            }
-            acc[0] = add_group(acc[0], &s[0], scales + at * TERN_SCAN_ROWS);
-            acc[1] = add_group(acc[1], &s[1], scales + at * TERN_SCAN_ROWS + 8);
+            const uint8_t *group = codes + at * SCAN_GROUP_BYTES;
+            const int8_t *q = x->q + g * TERN_SCAN_GROUP;
+            for (size_t l = 0; l < TERN_SCAN_LINES; l++) prefetch_line(group, PREFETCH_LINES + l);
+            for (size_t h = 0; h < 2; h++)
+                acc[h] = add_group(acc[h], group_i32x8(group + 32 * h, t, q, x->minus_zero[g]),
+                                   scales + at * TERN_SCAN_ROWS + 8 * h, x->unit[g]);
         }
         _mm256_storeu_ps(y + p * TERN_SCAN_ROWS, acc[0]);
         _mm256_storeu_ps(y + p * TERN_SCAN_ROWS + 8, acc[1]);

@@ -9,7 +9,6 @@
 
 enum {
     QUARTERS = 4,           /* registers of a line, four rows each */
-    LINE_PAIRS = SCAN_LINES / 2, /* of a group: a pair meets one register of inputs */
     FIELDS = 4,             /* codes of a byte of the refining plane */
     REFINE_LANE = 4 * QUARTERS * 48 * 127, /* of a block, in the sum that is 16 times too large */
     REFINE_BLOCKS_MAX = 1 << 13,
@@ -17,83 +16,80 @@ enum {
 _Static_assert((long long)REFINE_LANE * REFINE_BLOCKS_MAX <= INT32_MAX,
                "refine: int32 lane would overflow");
 
-/* int32 sums of four rows, of the two parts of the inputs. */
-typedef struct quad_i32 {
-    int32x4_t high, low;
-} quad_i32;
-
-static inline int8x16_t low_codes(int8x16_t levels, uint8x16_t packed)
+/* Levels of the codes whose fifth bits lie at bit `bit` of `fifth`. */
+static inline int8x16_t levels_of(int8x16x2_t levels, uint8x16_t nibbles, uint8x16_t fifth, int bit)
 {
-    return vqtbl1q_s8(levels, vandq_u8(packed, vdupq_n_u8(15)));
+    const uint8x16_t at_four = vshlq_u8(fifth, vdupq_n_s8((int8_t)(4 - bit)));
+    return vqtbl2q_s8(levels, vorrq_u8(nibbles, vandq_u8(at_four, vdupq_n_u8(16))));
 }
 
-static inline int8x16_t high_codes(int8x16_t levels, uint8x16_t packed)
+static inline uint8x16_t low_nibbles(uint8x16_t packed)
 {
-    return vqtbl1q_s8(levels, vshrq_n_u8(packed, 4));
+    return vandq_u8(packed, vdupq_n_u8(15));
 }
 
-/* One register of each of two lines that follow each other, and their 16 inputs. */
-ISA static inline void add_line_pair(quad_i32 *s, const uint8_t *quarter, int8x16_t levels,
-                                     int8x16_t high, int8x16_t low)
+/* One register of each of two lines that follow each other, and their 16 inputs; `fifth` has their bits
+ * from bit 0 on. */
+ISA static inline int32x4_t add_line_pair(int32x4_t sum, const uint8_t *quarter, uint8x16_t fifth,
+                                          int8x16x2_t levels, int8x16_t q)
 {
     const uint8x16_t first = vld1q_u8(quarter), second = vld1q_u8(quarter + TERN_LINE_BYTES);
-    const int8x16_t a = low_codes(levels, first), b = high_codes(levels, first);
-    const int8x16_t c = low_codes(levels, second), d = high_codes(levels, second);
-    s->high = vdotq_laneq_s32(s->high, a, high, 0);
-    s->low = vdotq_laneq_s32(s->low, a, low, 0);
-    s->high = vdotq_laneq_s32(s->high, b, high, 1);
-    s->low = vdotq_laneq_s32(s->low, b, low, 1);
-    s->high = vdotq_laneq_s32(s->high, c, high, 2);
-    s->low = vdotq_laneq_s32(s->low, c, low, 2);
-    s->high = vdotq_laneq_s32(s->high, d, high, 3);
-    s->low = vdotq_laneq_s32(s->low, d, low, 3);
+    sum = vdotq_laneq_s32(sum, levels_of(levels, low_nibbles(first), fifth, 0), q, 0);
+    sum = vdotq_laneq_s32(sum, levels_of(levels, vshrq_n_u8(first, 4), fifth, 1), q, 1);
+    sum = vdotq_laneq_s32(sum, levels_of(levels, low_nibbles(second), fifth, 2), q, 2);
+    return vdotq_laneq_s32(sum, levels_of(levels, vshrq_n_u8(second, 4), fifth, 3), q, 3);
 }
 
-/* Sum times scale, two roundings: no vfmaq. */
-static inline float32x4_t add_scaled(float32x4_t acc, const quad_i32 *s, uint16x4_t scale)
+/* Sum times scale times unit, roundings as the contract has them: no vfmaq. */
+static inline float32x4_t add_scaled(float32x4_t acc, int32x4_t sum, uint16x4_t scale, float unit)
 {
-    const int32x4_t sum = vaddq_s32(vshlq_n_s32(s->high, 7), s->low);
-    return vaddq_f32(acc, vmulq_f32(vcvtq_f32_s32(sum), vcvtq_f32_u32(vmovl_u16(scale))));
+    const float32x4_t term = vmulq_f32(vcvtq_f32_s32(sum), vcvtq_f32_u32(vmovl_u16(scale)));
+    return vaddq_f32(acc, vmulq_n_f32(term, unit));
 }
 
-ISA static inline void add_group(float32x4_t acc[QUARTERS], const uint8_t *lines,
-                                 const uint8_t *scales, int8x16_t levels, const int8_t *high,
-                                 const int8_t *low)
+ISA static inline void add_group(float32x4_t acc[QUARTERS], const uint8_t *group,
+                                 const uint8_t *scales, int8x16x2_t levels, const int8_t *x,
+                                 float unit)
 {
     const uint8x16_t bytes = vld1q_u8(scales);
     const uint16x8_t wide[2] = { vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes) };
     for (int q = 0; q < QUARTERS; q++) {
-        quad_i32 s = { vdupq_n_s32(0), vdupq_n_s32(0) };
-        for (int pair = 0; pair < LINE_PAIRS; pair++)
-            add_line_pair(&s, lines + 2 * TERN_LINE_BYTES * pair + 16 * q, levels,
-                          vld1q_s8(high + 16 * pair), vld1q_s8(low + 16 * pair));
+        const uint8_t *quarter = group + 16 * q;
+        const uint8x16_t fifth = vld1q_u8(quarter + SCAN_NIBBLE_LINES * TERN_LINE_BYTES);
+        int32x4_t sum = add_line_pair(vdupq_n_s32(0), quarter, fifth, levels, vld1q_s8(x));
+        sum = add_line_pair(sum, quarter + 2 * TERN_LINE_BYTES, vshrq_n_u8(fifth, 4), levels,
+                            vld1q_s8(x + 16));
         const uint16x8_t both = wide[q / 2];
-        acc[q] = add_scaled(acc[q], &s, q % 2 ? vget_high_u16(both) : vget_low_u16(both));
+        acc[q] = add_scaled(acc[q], sum, q % 2 ? vget_high_u16(both) : vget_low_u16(both), unit);
     }
 }
 
-ISA static void panel(const uint8_t *lines, const uint8_t *scales, int8x16_t levels,
+ISA static void panel(const uint8_t *group, const uint8_t *scales, int8x16x2_t levels,
                       const tern_scan_x *x, float *y)
 {
     float32x4_t acc[QUARTERS];
     for (int q = 0; q < QUARTERS; q++) acc[q] = vdupq_n_f32(0.0f);
-    for (size_t g = 0; g < x->n_groups; g++, lines += SCAN_LINES * TERN_LINE_BYTES) {
-        for (size_t l = 0; l < SCAN_LINES; l++) prefetch_line(lines, PREFETCH_LINES + l);
-        add_group(acc, lines, scales + g * TERN_SCAN_ROWS, levels, x->high + g * TERN_SCAN_GROUP,
-                  x->low + g * TERN_SCAN_GROUP);
+    for (size_t g = 0; g < x->n_groups; g++, group += SCAN_GROUP_BYTES) {
+        for (size_t l = 0; l < TERN_SCAN_LINES; l++) prefetch_line(group, PREFETCH_LINES + l);
+        add_group(acc, group, scales + g * TERN_SCAN_ROWS, levels, x->q + g * TERN_SCAN_GROUP,
+                  x->unit[g]);
     }
     for (int q = 0; q < QUARTERS; q++) vst1q_f32(y + 4 * q, acc[q]);
+}
+
+static int8x16_t signed_levels(const uint8_t *levels)
+{
+    return vreinterpretq_s8_u8(vsubq_u8(vld1q_u8(levels), vdupq_n_u8(TERN_SCAN_ZERO)));
 }
 
 ISA void head_scan_neon_dotprod(const uint8_t *codes, const uint8_t *scales, const uint8_t *levels,
                                 const tern_scan_x *x, float *y, size_t begin, size_t end)
 {
-    const uint8x16_t zero = vdupq_n_u8(TERN_SCAN_ZERO);
-    const int8x16_t table = vreinterpretq_s8_u8(vsubq_u8(vld1q_u8(levels), zero));
+    const int8x16x2_t table = { { signed_levels(levels), signed_levels(levels + 16) } };
     const size_t n = x->n_groups;
     for (size_t p = begin; p < end; p++)
-        panel(codes + p * n * SCAN_LINES * TERN_LINE_BYTES, scales + p * n * TERN_SCAN_ROWS, table,
-              x, y + p * TERN_SCAN_ROWS);
+        panel(codes + p * n * SCAN_GROUP_BYTES, scales + p * n * TERN_SCAN_ROWS, table, x,
+              y + p * TERN_SCAN_ROWS);
 }
 
 /* Sixteen bytes of a block; the sums of the middle fields are 4 and 16 times too large. */

@@ -6,9 +6,10 @@
 
 static int level_at(const uint8_t *group, const uint8_t *levels, size_t row, size_t k)
 {
-    const size_t line = k / TERN_SCAN_LINE_INPUTS, j = k % TERN_SCAN_LINE_INPUTS;
-    const uint8_t byte = group[line * TERN_LINE_BYTES + 4 * row + j % 4];
-    return levels[j < 4 ? byte & 15 : byte >> 4] - TERN_SCAN_ZERO;
+    const size_t line = k / TERN_SCAN_LINE_INPUTS, half = k / 4 % 2, at = 4 * row + k % 4;
+    const int nibble = group[line * TERN_LINE_BYTES + at] >> 4 * half & 15;
+    const int fifth = group[SCAN_NIBBLE_LINES * TERN_LINE_BYTES + at] >> (2 * line + half) & 1;
+    return levels[nibble + 16 * fifth] - TERN_SCAN_ZERO;
 }
 
 void head_scan_scalar(const uint8_t *codes, const uint8_t *scales, const uint8_t *levels,
@@ -19,13 +20,11 @@ void head_scan_scalar(const uint8_t *codes, const uint8_t *scales, const uint8_t
         float acc = 0.0f;
         for (size_t g = 0; g < x->n_groups; g++) {
             const size_t at = panel * x->n_groups + g;
-            const uint8_t *group = codes + at * SCAN_LINES * TERN_LINE_BYTES;
+            const uint8_t *group = codes + at * SCAN_GROUP_BYTES;
             int32_t sum = 0;
-            for (size_t k = 0; k < TERN_SCAN_GROUP; k++) {
-                const size_t input = g * TERN_SCAN_GROUP + k;
-                sum += level_at(group, levels, lane, k) * (128 * x->high[input] + x->low[input]);
-            }
-            acc += (float)sum * (float)scales[at * TERN_SCAN_ROWS + lane];
+            for (size_t k = 0; k < TERN_SCAN_GROUP; k++)
+                sum += level_at(group, levels, lane, k) * x->q[g * TERN_SCAN_GROUP + k];
+            acc += (float)sum * (float)scales[at * TERN_SCAN_ROWS + lane] * x->unit[g];
         }
         y[r] = acc;
     }

@@ -49,7 +49,8 @@ static inline size_t kv_padded_dim(size_t head_dim)
 
 /* Scratch of tern_head_candidates; only head.c looks inside. */
 typedef struct head_scratch {
-    int8_t *high, *low;    /* (padded hidden,) the quantised input */
+    int8_t *scan_x, *high; /* (padded hidden,) the input as scan and refinement take it */
+    float *unit;           /* (groups,) of scan_x */
     int32_t *minus_zero;   /* (groups,) */
     float *estimate;       /* (padded vocab,) */
     float *exact;          /* (vocab,) logits of the rows that were computed */

@@ -30,7 +30,8 @@ extern tern_refine_fn head_refine_scalar, head_refine_avx2, head_refine_avx512vn
     head_refine_neon;
 
 enum {
-    SCAN_LINES = TERN_SCAN_GROUP / TERN_SCAN_LINE_INPUTS, /* of a group */
+    SCAN_NIBBLE_LINES = TERN_SCAN_LINES - 1, /* of a group; the last line has the fifth bits */
+    SCAN_GROUP_BYTES = TERN_SCAN_LINES * TERN_LINE_BYTES,
     REFINE_ROWS_AHEAD = 24, /* prefetched before they are needed: some 16 KB at 2560 inputs */
     DOT_LANES = 16,     /* partial sums of a float dot product */
     CHUNK = 128,        /* input channels between two widenings of an input-major unit */

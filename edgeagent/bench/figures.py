@@ -66,9 +66,9 @@ def share_of(value: float | None, whole: float | None) -> float | None:
     return None if value is None or not whole else value / whole
 
 
-#: Bytes of an input of a head row: float16, four bits and a scale for 32, two bits; and the five
+#: Bytes of an input of a head row: float16, five bits and a scale for 32, two bits; and the five
 #: float32 numbers of a row (docs/formats.md, section 3a).
-FULL_BYTES, SCAN_BYTES, REFINE_BYTES, ROW_BYTES = 2.0, 0.5 + 1 / 32, 0.25, 20
+FULL_BYTES, SCAN_BYTES, REFINE_BYTES, ROW_BYTES = 2.0, 5 / 8 + 1 / 32, 0.25, 20
 
 
 def head_bytes(vocab: int, hidden: int, counters: Mapping[str, int]) -> float:

@@ -18,7 +18,9 @@ from edgeagent.errors import ModelError
 PREFIX = "lm_head.scan."
 PANEL_ROWS = 16
 GROUP_INPUTS = 32
-LINE_INPUTS = 8
+LEVELS = 32
+#: Of 64 bytes: four bits of every code, then the fifth ones.
+GROUP_LINES = 5
 REFINE_INPUTS = 256
 ZERO_LEVEL = 63
 SCALE_MAX = 255
@@ -73,7 +75,7 @@ def _groups(rows: Floats) -> Floats:
 
 
 def fit_levels(head: NDArray[np.float16]) -> Bytes:
-    """Return 16 levels, symmetric about ZERO_LEVEL, that fit groups scaled to their largest.
+    """Return LEVELS levels, symmetric about ZERO_LEVEL, that fit groups scaled to their largest.
 
     Lloyd's iteration on evenly chosen rows: the error's norm decides how many rows a scan leaves.
     """
@@ -81,12 +83,13 @@ def fit_levels(head: NDArray[np.float16]) -> Bytes:
     groups = _groups(head[pick].astype(np.float32)).reshape(-1, GROUP_INPUTS)
     largest = np.abs(groups).max(axis=1)
     groups, largest = groups[largest > 0], largest[largest > 0]
-    half = np.linspace(1 / 15, 1, 8).astype(np.float32)
+    half = np.linspace(1 / (LEVELS - 1), 1, LEVELS // 2).astype(np.float32)
     for _ in range(_LLOYD_STEPS if len(groups) else 0):
         scale, nearest = _best_scale(np.abs(groups), largest, half)
         weights = np.broadcast_to(scale[:, None] ** 2, groups.shape).ravel()
-        mass = np.bincount(nearest.ravel(), weights, 8)
-        total = np.bincount(nearest.ravel(), weights * (np.abs(groups) / scale[:, None]).ravel(), 8)
+        mass = np.bincount(nearest.ravel(), weights, len(half))
+        share = (np.abs(groups) / scale[:, None]).ravel()
+        total = np.bincount(nearest.ravel(), weights * share, len(half))
         half = np.where(mass > 0, total / np.where(mass > 0, mass, 1), half).astype(np.float32)
         half = np.sort(half) / half.max()
     steps = np.rint(half * ZERO_LEVEL)
@@ -110,16 +113,16 @@ def _best_scale(
 
 
 def _code_table(values: Floats) -> Bytes:
-    """Return the nearest code of every half step from -ZERO_LEVEL to +ZERO_LEVEL."""
-    halves = np.arange(-2 * ZERO_LEVEL, 2 * ZERO_LEVEL + 1) / 2
-    return np.searchsorted((values[1:] + values[:-1]) / 2, halves).astype(np.uint8)
+    """Return the nearest code of every quarter step from -ZERO_LEVEL to +ZERO_LEVEL."""
+    quarters = np.arange(-4 * ZERO_LEVEL, 4 * ZERO_LEVEL + 1) / 4
+    return np.searchsorted((values[1:] + values[:-1]) / 2, quarters).astype(np.uint8)
 
 
 def _nearest(groups: Floats, scale: Floats, values: Floats) -> tuple[Bytes, Floats]:
-    """Return the codes of `groups / scale` to half a step, and what they leave."""
+    """Return the codes of `groups / scale` to a quarter of a step, and what they leave."""
     safe = np.where(scale > 0, scale, np.float32(1))
-    halves = np.rint(groups * (np.float32(2) / safe)) + np.float32(2 * ZERO_LEVEL)
-    at = np.clip(halves, 0, 4 * ZERO_LEVEL).astype(np.uint8)
+    quarters = np.rint(groups * (np.float32(4) / safe)) + np.float32(4 * ZERO_LEVEL)
+    at = np.clip(quarters, 0, 8 * ZERO_LEVEL).astype(np.uint16)
     codes = _code_table(values)[at]
     return codes, groups - values[codes] * scale
 
@@ -171,10 +174,16 @@ def _round_up(norms: NDArray[np.float64]) -> Floats:
 
 
 def _pack_codes(codes: Bytes) -> Bytes:
-    """Pack codes (16 p, groups, 32) into lines (p, 4 * groups, 64)."""
-    lines = codes.reshape(-1, PANEL_ROWS, codes.shape[1] * 4, 2, 4).transpose(0, 2, 3, 1, 4)
-    packed = (lines[:, :, 0] | lines[:, :, 1] << 4).astype(np.uint8)
-    return packed.reshape(lines.shape[0], lines.shape[1], -1)
+    """Pack codes (16 p, groups, 32) into lines (p, 5 * groups, 64)."""
+    panels, groups = len(codes) // PANEL_ROWS, codes.shape[1]
+    #: (panel, group, line, half of a line, row, input of four)
+    halves = codes.reshape(panels, PANEL_ROWS, groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
+    low = (halves[:, :, :, 0] & 15) | (halves[:, :, :, 1] & 15) << 4
+    bits = (halves >> 4).reshape(panels, groups, 8, PANEL_ROWS, 4)
+    shifts = np.arange(8, dtype=np.uint8)[:, None, None]
+    fifth = np.bitwise_or.reduce(bits << shifts, axis=2, keepdims=True)
+    lines = np.concatenate([low, fifth], axis=2).astype(np.uint8)
+    return lines.reshape(panels, groups * GROUP_LINES, -1)
 
 
 def _pack_refine(codes: Bytes) -> Bytes:
@@ -219,7 +228,7 @@ def make_scan(head: NDArray[np.float16]) -> HeadScan:
     panels, n_groups = -(-vocab // PANEL_ROWS), -(-hidden // GROUP_INPUTS)
     levels = fit_levels(head)
     scan = HeadScan(
-        codes=np.zeros((panels, n_groups * 4, 64), np.uint8),
+        codes=np.zeros((panels, n_groups * GROUP_LINES, 64), np.uint8),
         scales=np.zeros((panels, n_groups, PANEL_ROWS), np.uint8),
         levels=levels,
         refine=np.zeros((vocab, -(-hidden // REFINE_INPUTS) * 64), np.uint8),

@@ -29,6 +29,9 @@ from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, Release, parse_release
 RESERVE_BYTES = 16 << 20
 """Left free on the disk: the journal, the agent's state and a log must still be written."""
 
+COPY_BYTES = 1 << 20
+"""Memory of a copy where links are refused."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
@@ -117,6 +120,10 @@ class Storage(ABC):
         """Sync a directory and everything in it."""
 
     @abstractmethod
+    def sync_directory(self, path: Path) -> None:
+        """Sync the names in a directory, not what they name."""
+
+    @abstractmethod
     def remove(self, path: Path) -> None:
         """Remove a file or a whole directory; nothing happens if it is not there."""
 
@@ -125,70 +132,142 @@ class Storage(ABC):
         """Return what an unprivileged process may still write."""
 
 
+class Calls:
+    """The system calls that change a disk.
+
+    All of ``Disk`` goes through them, so a test can record them and work out what a cut leaves.
+    """
+
+    def open(self, path: Path, flags: int = 0) -> int:
+        """Open ``path`` for reading and writing, and create it if need be."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+
+    def write(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write some of ``data`` at ``offset`` and return how much."""
+        return os.pwrite(fd, data, offset)
+
+    def truncate(self, fd: int, length: int) -> None:
+        """Make the file ``length`` bytes long."""
+        os.ftruncate(fd, length)
+
+    def sync(self, fd: int) -> None:
+        """Return when the file is on the medium."""
+        os.fsync(fd)
+
+    def sync_path(self, path: Path) -> None:
+        """Return when the file, or the entries of the directory, are on the medium."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def close(self, fd: int) -> None:
+        """Close the file."""
+        os.close(fd)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give the file a second name."""
+        target.hardlink_to(source)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, over ``target`` if that is there."""
+        source.rename(target)
+
+    def make_directory(self, path: Path) -> None:
+        """Create one directory."""
+        path.mkdir(exist_ok=True)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        path.unlink(missing_ok=True)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory."""
+        path.rmdir()
+
+
 class Disk(Storage):
     """The real disk."""
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self._calls = calls or Calls()
 
     def open(self, path: Path) -> OpenFile:
         """Open ``path`` for reading and writing, and create it if need be."""
         with typed_errors(path):
-            return _DiskFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            return _DiskFile(self._calls, path, self._calls.open(path))
 
     def write(self, path: Path, pieces: Iterable[bytes]) -> None:
         """Write a new file; not synced, see ``sync_tree``."""
-        with typed_errors(path), path.open("wb") as out:
+        with typed_errors(path):
+            fd = self._calls.open(path, os.O_TRUNC)
+        with _DiskFile(self._calls, path, fd) as out:
+            offset = 0
             for piece in pieces:
-                out.write(piece)
+                out.write_at(offset, piece)
+                offset += len(piece)
 
     def replace(self, path: Path, data: bytes) -> None:
         """Replace ``path`` as a whole: after a crash it is the old file or the new one."""
         beside = path.with_name(f".{path.name}.new")
         with typed_errors(path):
-            with beside.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.rename(path)
-            _sync(path.parent)
+            fd = self._calls.open(beside, os.O_TRUNC)
+        with _DiskFile(self._calls, beside, fd) as out:
+            out.write_at(0, data)
+            out.sync()
+        self.rename(beside, path)
 
     def link_or_copy(self, source: Path, target: Path) -> None:
         """Make ``target`` the same file as ``source``, or a copy where links are refused."""
         with typed_errors(target):
             try:
-                target.hardlink_to(source)
+                self._calls.link(source, target)
             except OSError as err:
                 if err.errno not in _CANNOT_LINK:
                     raise
-                shutil.copyfile(source, target)
+                self.write(target, _pieces(source))
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename and sync the directory."""
         with typed_errors(target):
-            source.rename(target)
-            _sync(target.parent)
+            self._calls.rename(source, target)
+            self._calls.sync_path(target.parent)
 
     def make_directory(self, path: Path) -> None:
         """Create ``path`` and its parents where missing, and sync what names them."""
         with typed_errors(path):
             missing = [each for each in (path, *path.parents) if not each.exists()]
-            path.mkdir(parents=True, exist_ok=True)
+            for each in reversed(missing):
+                self._calls.make_directory(each)
             for each in missing:
-                _sync(each.parent)
+                self._calls.sync_path(each.parent)
 
     def sync_tree(self, path: Path) -> None:
         """Sync a directory and everything in it."""
         with typed_errors(path):
             for directory, _, names in os.walk(path, topdown=False):
                 for name in names:
-                    _sync(Path(directory) / name)
-                _sync(Path(directory))
+                    self._calls.sync_path(Path(directory) / name)
+                self._calls.sync_path(Path(directory))
+
+    def sync_directory(self, path: Path) -> None:
+        """Sync the names in a directory."""
+        with typed_errors(path):
+            self._calls.sync_path(path)
 
     def remove(self, path: Path) -> None:
         """Remove a file or a whole directory; nothing happens if it is not there."""
         with typed_errors(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if not path.is_dir() or path.is_symlink():
+                self._calls.unlink(path)
+                return
+            for directory, below, names in os.walk(path, topdown=False):
+                for name in names:
+                    self._calls.unlink(Path(directory) / name)
+                for name in below:
+                    self._calls.remove_directory(Path(directory) / name)
+            self._calls.remove_directory(path)
 
     def free_bytes(self, path: Path) -> int:
         """Return what an unprivileged process may still write."""
@@ -197,7 +276,8 @@ class Disk(Storage):
 
 
 class _DiskFile(OpenFile):
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, calls: Calls, path: Path, fd: int) -> None:
+        self._calls = calls
         self._path = path
         self._fd = fd
 
@@ -209,20 +289,26 @@ class _DiskFile(OpenFile):
         with typed_errors(self._path):
             view = memoryview(data)
             while view:
-                n_written = os.pwrite(self._fd, view, offset)
+                n_written = self._calls.write(self._fd, view, offset)
                 view = view[n_written:]
                 offset += n_written
 
     def resize(self, length: int) -> None:
         with typed_errors(self._path):
-            os.ftruncate(self._fd, length)
+            self._calls.truncate(self._fd, length)
 
     def sync(self) -> None:
         with typed_errors(self._path):
-            os.fsync(self._fd)
+            self._calls.sync(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._calls.close(self._fd)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            yield piece
 
 
 class Directory:
@@ -302,11 +388,3 @@ def verify_directory(path: Path) -> Release:
                 f"got {n_bytes} bytes with {digest}"
             )
     return release
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -81,6 +81,8 @@ class Stager:
         slot = self._store.slot(payload.root)
         if slot.is_dir():
             if self._is_good(slot, payload.root):
+                # The worker that renamed it may have been killed before it synced the name.
+                self._storage.sync_directory(slot.parent)
                 return slot
             self._storage.remove(slot)
         unfinished = slot.with_name(f".{slot.name}.new")

@@ -36,6 +36,7 @@ class FailingDisk(Disk):
     """A disk that refuses its ``fail_at``-th change, counted from 0, and every one after it."""
 
     def __init__(self, fail_at: int, error: int = errno.ENOSPC) -> None:
+        super().__init__()
         self.n_changes = 0
         self.fail_at = fail_at
         self.error = error

@@ -21,6 +21,8 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         ReleaseFormatError    release.json breaks its own rules
       StorageError          the disk failed
         StorageFull
+        FlashBudget           the day's writes are used up
+        PatchDamaged          what an update in place keeps is not what was written
       TransportError        the network failed; back off and retry
         ObjectMissing         the other side has no such object
       WireError             a peer sent a message that breaks the protocol
@@ -149,6 +151,19 @@ class StorageFull(StorageError):
 
     code = "storage_full"
     retry_after_s = 3600.0  # space comes back when somebody makes it, not within minutes
+
+
+class PatchDamaged(StorageError):
+    """What an update in place keeps on the disk is not what was written."""
+
+    code = "patch_damaged"
+
+
+class FlashBudget(StorageError):
+    """So much was written for updates today that more would wear out the medium."""
+
+    code = "flash_budget"
+    retry_after_s = 3600.0
 
 
 class TransportError(UpdateError):

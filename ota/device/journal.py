@@ -30,6 +30,8 @@ class Journal:
     """How often its slot was offered to the agent."""
     refused: list[str] = field(default_factory=list)
     """Payloads that could not be used here, by hash."""
+    in_place: bool = False
+    """Whether there was no room for a slot when the payload was chosen."""
 
 
 def load_journal(path: Path) -> Journal:
@@ -58,6 +60,7 @@ def save_journal(storage: Storage, path: Path, journal: Journal) -> None:
         "payload": journal.payload_sha256,
         "trials": journal.trials,
         "refused": journal.refused[-MAX_REFUSED:],
+        "in_place": journal.in_place,
     }
     storage.replace(path, json.dumps(fields).encode())
 
@@ -70,5 +73,6 @@ def _parse(fields: Any) -> Journal:
             "trials": int(trials),
             "refused": list(refused),
         } if state in {known.value for known in State}:
-            return Journal(State(state), payload, trials, [str(item) for item in refused])
+            in_place = fields.get("in_place") is True
+            return Journal(State(state), payload, trials, [str(item) for item in refused], in_place)
     return Journal()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ota.container import Container
+from ota.device.patch import make_patch, read_patch
 from ota.device.store import Store
-from ota.errors import PayloadError, PayloadMismatch
+from ota.errors import PatchDamaged, PayloadError, PayloadMismatch
 from ota.release import RELEASE_FILE, Release
 from ota.storage import Directory, Storage, read_release, verify_directory
 from ota.trust import Payload
@@ -93,6 +94,40 @@ class Stager:
         self._storage.sync_tree(unfinished)
         self._storage.rename(unfinished, slot)
         return slot
+
+    def stage_patch(self, payload: Payload, path: Path, release_sha256: str) -> Path:
+        """Make the patch that turns the active slot into the result; a good one is left as it is.
+
+        The old model is read and hashed first, and each result file as it is made, so the result is
+        known to be right before anything is changed.
+
+        Raises:
+            PayloadError: the container, or what came of it, is not what is signed.
+            StorageError: the patch cannot be written.
+        """
+        slot = self._store.active()
+        old = verify_directory(slot)
+        target = self._store.patch(old.root, payload.root)
+        if target.is_dir():
+            with suppress(PatchDamaged):
+                read_patch(target)
+                self._storage.sync_directory(target.parent)
+                return target
+            self._storage.remove(target)
+        unfinished = target.with_name(f".{target.name}.new")
+        self._storage.remove(unfinished)
+        self._storage.make_directory(unfinished)
+        with ExitStack() as stack:
+            blob = stack.enter_context(self._storage.open(path))
+            before = stack.enter_context(Directory(slot))
+            container = Container(blob, old)
+            _check_release(container.release, payload, release_sha256)
+            releases = old, container.release
+            made = container.make(before)
+            make_patch(self._storage, unfinished, slot, releases, made, self._on_piece)
+        self._storage.sync_tree(unfinished)
+        self._storage.rename(unfinished, target)
+        return target
 
     def _fill(self, target: Path, payload: Payload, path: Path, release_sha256: str) -> None:
         unpack(

@@ -4,7 +4,9 @@
 
     <state_dir>/models/
       slots/<first 16 hex digits of the root>/   a whole model directory, never changed
-      store.json                                 active, previous, quarantine, highest counter
+      patches/<old>-<new>/                       what an update in place changes, both ways
+      store.json                                 active, previous, quarantine, highest counter,
+                                                 and the patch that is under way
 
 ``store.json`` is replaced as a whole, so a commit and a revert are one rename each.  The agent
 reads it at start; while a worker runs, both may write, one after the other under a lock.
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ota.device.patch import apply_patch, patch_name, remove_stale
 from ota.errors import StorageError
 from ota.release import (
     RELEASE_FILE,
@@ -44,6 +47,8 @@ class StoreState:
     counter: int = -1
     """The highest counter ever committed; -1: none."""
     quarantine: dict[str, str] = field(default_factory=dict)
+    patching: str | None = None
+    """The root that the active slot is being turned into, or back from."""
 
 
 class Store:
@@ -60,6 +65,7 @@ class Store:
         self._bundled_dir = Path(bundled_dir)
         self._storage = storage or Disk()
         self.slots_dir = self._directory / "slots"
+        self.patches_dir = self._directory / "patches"
 
     def active(self) -> Path:
         """Return the directory of the model to run.
@@ -88,25 +94,95 @@ class Store:
         """Return where the model with this root lives, or would live."""
         return self.slots_dir / short_root(root)
 
+    def patch(self, old: str, new: str) -> Path:
+        """Return where the patch between two roots lives, or would live."""
+        return self.patches_dir / patch_name(old, new)
+
+    def patch_in_place(self, new: str) -> Path:
+        """Turn the active slot into ``new`` by its patch; `commit` or `recover` must follow.
+
+        The engine must not have the model mapped.  Returns the slot.
+        """
+        with self._changing() as state:
+            if state.active is None:
+                raise StorageError("the model of the package cannot be changed in place")
+            self._save(replace(state, patching=new))
+            if self.slot(state.active).is_dir():
+                self._storage.rename(self.slot(state.active), self.slot(new))
+            apply_patch(self._storage, self.patch(state.active, new), self.slot(new), forward=True)
+        return self.slot(new)
+
+    def recover(self) -> None:
+        """Take back an update in place that was never committed; call it before `active`.
+
+        Raises:
+            PatchDamaged, StorageError: the disk failed; the active slot cannot be trusted.
+        """
+        if self.state().patching is None:
+            return
+        with self._changing() as state:
+            if state.patching is None or state.active is None:
+                return
+            here, slot = self.slot(state.patching), self.slot(state.active)
+            if here.is_dir():
+                path = self.patch(state.active, state.patching)
+                apply_patch(self._storage, path, here, forward=False)
+                self._storage.rename(here, slot)
+            self._save(replace(state, patching=None))
+
     def commit(self, release: Release) -> None:
         """Make a verified slot the active model; the one before it can be reverted to."""
         with self._changing() as state:
             if state.active != release.root:
                 state = replace(state, active=release.root, previous=state.active)
-            self._save(replace(state, counter=max(state.counter, release.counter)))
+            counter = max(state.counter, release.counter)
+            self._save(replace(state, counter=counter, patching=None))
+
+    def can_return(self) -> bool:
+        """Say whether the model before the active one is still on this disk."""
+        state = self.state()
+        return state.active is not None and (
+            state.previous is None
+            or (self.slot(state.previous) / RELEASE_FILE).is_file()
+            or self.patch(state.previous, state.active).is_dir()
+        )
+
+    def returns_in_place(self) -> bool:
+        """Say whether going back changes the files of the active model: its engine must stop."""
+        state = self.state()
+        return (
+            state.active is not None
+            and state.previous is not None
+            and not self.slot(state.previous).is_dir()
+            and self.patch(state.previous, state.active).is_dir()
+        )
 
     def revert(self, reason: str) -> Path:
         """Give up the active model, quarantine it, and return the one to run instead.
 
         Nothing happens when the bundled model is active already.
         """
+        is_in_place = self.returns_in_place()
         with self._changing() as state:
             if state.active is not None:
-                quarantine = _with_reason(state.quarantine, state.active, reason)
                 self._save(
-                    replace(state, active=state.previous, previous=None, quarantine=quarantine)
+                    replace(
+                        state,
+                        active=state.previous,
+                        previous=None,
+                        quarantine=_with_reason(state.quarantine, state.active, reason),
+                        patching=state.active if is_in_place else None,
+                    )
                 )
+        self.recover()
         return self.active()
+
+    def forget_previous(self) -> None:
+        """Give up the way back, for room."""
+        if self.state().previous is not None:
+            with self._changing() as state:
+                self._save(replace(state, previous=None))
+            self.collect()
 
     def quarantine(self, root: str, reason: str) -> None:
         """Refuse a model that was never committed from now on."""
@@ -134,17 +210,25 @@ class Store:
             "previous": state.previous,
             "counter": state.counter,
             "quarantine": state.quarantine,
+            "patching": state.patching,
         }
         self._storage.replace(self._directory / "store.json", json.dumps(fields, indent=1).encode())
 
     def collect(self) -> None:
         """Remove slots that nothing points to."""
         state = self.state()
-        keep = {short_root(root) for root in (state.active, state.previous) if root is not None}
+        roots = [state.active, state.previous, state.patching]
+        keep = {short_root(root) for root in roots if root is not None}
         if self.slots_dir.is_dir():
             for path in sorted(self.slots_dir.iterdir()):
                 if path.name not in keep:
                     self._storage.remove(path)
+        patches = set()
+        if state.active is not None:
+            for old, new in ((state.previous, state.active), (state.active, state.patching)):
+                if old is not None and new is not None:
+                    patches.add(patch_name(old, new))
+        remove_stale(self._storage, self.patches_dir, patches)
 
     @contextmanager
     def _changing(self) -> Iterator[StoreState]:
@@ -171,6 +255,7 @@ def _parse_state(fields: Any) -> StoreState:
         _root_or_none(fields.get("previous")),
         counter,
         {str(root): str(reason) for root, reason in quarantine.items()},
+        _root_or_none(fields.get("patching")),
     )
 
 

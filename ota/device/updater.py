@@ -25,12 +25,13 @@ from ota.errors import (
     PayloadError,
     ReleaseRefused,
     StorageError,
+    StorageFull,
     TransportError,
     UpdateError,
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
-from ota.storage import RESERVE_BYTES, Storage, read_release
+from ota.storage import RESERVE_BYTES, Storage, read_release, verify_directory
 from ota.trust import (
     MAX_PAYLOAD_BYTES,
     Device,
@@ -50,6 +51,9 @@ from ota.trust import (
 MAX_TRIALS = (
     3  # a slot that takes the agent down is offered again after each restart, but not for ever
 )
+PATCH_SHARE = 20
+"""Room for an update in place, in lengths of its delta: a flip is about a byte there, and 30 bytes
+in the patch, which knows both ways."""
 PROGRESS_STEP = 0.02  # fifty reports an update are enough for any display
 
 
@@ -70,6 +74,10 @@ class Agent(Protocol):
 
     def verdict(self) -> Verdict:
         """Wait for the verdict on the slot; raises ``Cancelled`` if there will be none."""
+        ...
+
+    def quiesce(self) -> None:
+        """Return when no engine has the active model mapped; ``Cancelled`` if it will not."""
         ...
 
     def check_stop(self) -> None:
@@ -93,6 +101,8 @@ class _Plan:
     offer: Offer
     payload: Payload
     release_sha256: str
+    in_place: bool = False
+    """Whether the active slot is written over, because there is no room for another one."""
 
 
 class Updater:
@@ -195,6 +205,7 @@ class Updater:
     # Each of the following is one action.
 
     def _refresh(self) -> Event:
+        self._store.recover()
         self._tuf.refresh()
         base = self._store.active_release()
         offer, release_sha256 = self._offer(base.name)
@@ -217,11 +228,11 @@ class Updater:
             if (payload := self._payload(target)) is not None
             and payload.sha256 not in self._journal.refused
         ]
-        payload = self._choose(offer, payloads, base)
+        payload, in_place = self._choose(offer, payloads, base)
         if payload.sha256 != self._journal.payload_sha256:
             self._clean(keep_refused=True)
             self._journal.payload_sha256 = payload.sha256
-        self._plan = _Plan(base, offer, payload, release_sha256)
+        self._plan = _Plan(base, offer, payload, release_sha256, in_place)
         self._error = None
         return Event.RELEASE_ACCEPTED
 
@@ -246,7 +257,11 @@ class Updater:
     def _stage(self) -> Event:
         plan = self._the_plan()
         stager = Stager(self._store, self._storage, self._agent.check_stop)
-        stager.stage(plan.payload, self._payload_path, plan.release_sha256)
+        if plan.in_place:
+            self._store.forget_previous()  # its files may be the ones that change
+            stager.stage_patch(plan.payload, self._payload_path, plan.release_sha256)
+        else:
+            stager.stage(plan.payload, self._payload_path, plan.release_sha256)
         return Event.SLOT_VERIFIED
 
     def _try(self) -> Event:
@@ -256,9 +271,31 @@ class Updater:
             return Event.TRIAL_FAILED
         self._journal.trials += 1
         self._save()
+        if plan.in_place:
+            return self._try_in_place(plan)
+        self._verdict = self._offer_slot(plan)
+        return Event.TRIAL_PASSED if self._verdict.is_good else Event.TRIAL_FAILED
+
+    def _try_in_place(self, plan: _Plan) -> Event:
+        """Write over the active slot, and take it back unless it is found good."""
+        self._agent.quiesce()
+        try:
+            slot = self._store.patch_in_place(plan.offer.root)
+            verify_directory(slot)
+            self._verdict = self._offer_slot(plan)
+        except UpdateError:
+            self._store.recover()
+            raise
+        if self._verdict.is_good:
+            return Event.TRIAL_PASSED
+        self._store.recover()
+        return Event.TRIAL_FAILED
+
+    def _offer_slot(self, plan: _Plan) -> Verdict:
         self._agent.report(
             {
                 "event": "staged",
+                "in_place": plan.in_place,
                 "slot": str(self._store.slot(plan.offer.root)),
                 "from": plan.base.version,
                 "to": plan.offer.version,
@@ -270,8 +307,7 @@ class Updater:
                 "seconds": round(time.monotonic() - self._started_s, 3),
             }
         )
-        self._verdict = self._agent.verdict()
-        return Event.TRIAL_PASSED if self._verdict.is_good else Event.TRIAL_FAILED
+        return self._agent.verdict()
 
     def _commit(self) -> None:
         plan = self._the_plan()
@@ -345,17 +381,28 @@ class Updater:
             return None
         return parse_payload(target.custom, name, target.length, target.sha256)
 
-    def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> Payload:
+    def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> tuple[Payload, bool]:
+        """Return the payload, and whether there is no room for a slot beside the active one."""
         for payload in payloads:
             if payload.sha256 == self._journal.payload_sha256:
-                return payload  # room was found when it was begun; a full disk still says so
+                return payload, self._journal.in_place  # room was found when it was begun
+        free_bytes = self._storage.free_bytes(self._directory) - RESERVE_BYTES
+        self._journal.in_place = False
         try:
-            free_bytes = self._storage.free_bytes(self._directory) - RESERVE_BYTES
-            return choose_payload(offer, payloads, base.root, min(free_bytes, MAX_PAYLOAD_BYTES))
+            payload = choose_payload(offer, payloads, base.root, min(free_bytes, MAX_PAYLOAD_BYTES))
+        except StorageFull:
+            deltas = [each for each in payloads if each.base == base.root]
+            if self._store.state().active != base.root or not deltas:
+                raise
+            payload = min(deltas, key=lambda each: each.length)
+            if free_bytes < payload.length * PATCH_SHARE:
+                raise
+            self._journal.in_place = True
         except NoPayload as err:
             if isinstance(self._error, PayloadError):
                 raise NoPayload(f"{err} (refused: {self._error})") from self._error
             raise
+        return payload, self._journal.in_place
 
     def _the_plan(self) -> _Plan:
         if self._plan is None:

@@ -90,6 +90,7 @@ class AgentLink:
         self._input = link.makefile("rb")
         self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._is_quiet = threading.Event()
 
     def read_start(self) -> Start:
         """Read the first line, then listen in the background."""
@@ -111,6 +112,13 @@ class AgentLink:
             raise Cancelled("asked to stop during the trial; it is repeated at the next start")
         return verdict
 
+    def quiesce(self) -> None:
+        """Ask the agent to stop its engine and wait until it has."""
+        self._is_quiet.clear()
+        self.report({"event": "quiesce"})
+        self._is_quiet.wait()
+        self.check_stop()
+
     def check_stop(self) -> None:
         """Raise ``Cancelled`` if the agent wants us to stop."""
         if self.is_stopped():
@@ -125,9 +133,12 @@ class AgentLink:
             match _load(line):
                 case {"op": "cancel"}:
                     break
+                case {"op": "quiet"}:
+                    self._is_quiet.set()
                 case {"op": "trial", "ok": bool(is_good), **rest}:
                     self._verdicts.put(Verdict(is_good, str(rest.get("reason", ""))))
         self._stop.set()
+        self._is_quiet.set()
         self._verdicts.put(None)
 
     def _next_line(self) -> bytes:

@@ -19,15 +19,18 @@ from pathlib import Path
 from ota.device.dir_source import DirSource
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
-from ota.storage import Calls, Disk, verify_directory
+from ota.storage import RESERVE_BYTES, Calls, Disk, verify_directory
 from tests.ota.crashfs import Recorder, states
 from tests.ota.fakes import ScriptedAgent
 from tests.ota.harness import Fleet, make_fleet
-from tests.ota.models import Shape
+from tests.ota.models import Shape, flip, random_shards, write_model
 
 BOARD = Board("test-board", "0.1.0")
 SHAPE = Shape(layers=2, plane_bytes=32 * 16, vocab_bytes=2048)
 N_STATES = 10_000
+WIDE = Shape(layers=2, plane_bytes=32 * 32, vocab_bytes=2048)
+SPARSE = 0.002
+NO_ROOM = 18_000  # less than a slot of the scene's model, more than its patch
 
 
 class Unsynced(Calls):
@@ -50,11 +53,24 @@ class Scene:
     """The models that may run after a cut."""
     final: str
     """The model that runs in the end."""
+    room: int | None = None
+    """Free bytes above the reserve, if not what the disk says."""
 
 
-def update(path: Path, fleet: Fleet, calls: Calls) -> ScriptedAgent:
+class SmallDisk(Disk):
+    """A disk with so much room, as far as the update asks."""
+
+    def __init__(self, calls: Calls, room: int | None) -> None:
+        super().__init__(calls)
+        self._room = room
+
+    def free_bytes(self, path: Path) -> int:
+        return super().free_bytes(path) if self._room is None else RESERVE_BYTES + self._room
+
+
+def update(path: Path, fleet: Fleet, calls: Calls, room: int | None = None) -> ScriptedAgent:
     """Run one worker with an agent that finds every model good."""
-    disk = Disk(calls)
+    disk = SmallDisk(calls, room)
     agent = ScriptedAgent(*[Verdict(True)] * 3)
     store = Store(path, fleet.old, disk)
     source = DirSource(fleet.repo.path)
@@ -74,15 +90,40 @@ def slot_scene(path: Path) -> Scene:
     return Scene(fleet, recorder, frozenset({verify_directory(fleet.old).root, new}), new)
 
 
-SCENES: dict[str, Callable[[Path], Scene]] = {"slot": slot_scene}
+def in_place_scene(path: Path) -> Scene:
+    """A device with 1.1.0 in a slot, and no room for a second one, takes 1.2.0."""
+    fleet = make_fleet(path / "fleet", rate=SPARSE, shape=WIDE)
+    device = path / "device"
+    device.mkdir()
+    update(device, fleet, Calls())
+    newest = write_model(
+        path / "newest",
+        flip(flip(random_shards(1, WIDE), SPARSE, 2), SPARSE, 3),
+        version="1.2.0",
+        counter=3,
+    )
+    fleet.repo.add_release(newest)
+    fleet.repo.add_delta("1.1.0", "1.2.0")
+    fleet.repo.publish()
+    recorder = Recorder(device)
+    agent = update(device, fleet, recorder, NO_ROOM)
+    assert agent.n_quiesced == 1, "the update was not in place"
+    new = verify_directory(newest).root
+    roots = frozenset({verify_directory(fleet.new).root, new})
+    return Scene(fleet, recorder, roots, new, NO_ROOM)
+
+
+SCENES: dict[str, Callable[[Path], Scene]] = {"in_place": in_place_scene, "slot": slot_scene}
 
 
 def check(scene: Scene, device: Path) -> None:
     """Restart on one state: whole at once, and complete after the next update."""
-    before = Store(device, scene.fleet.old).active()
+    store = Store(device, scene.fleet.old, Disk(Unsynced()))
+    store.recover()
+    before = store.active()
     assert verify_directory(before).root in scene.roots, f"{before} is neither old nor new"
     versions = _tuf_versions(device)
-    update(device, scene.fleet, Unsynced())
+    update(device, scene.fleet, Unsynced(), scene.room)
     after = _tuf_versions(device)
     for role, version in versions.items():
         assert after.get(role, -1) >= version, f"{role} went back to {after.get(role)}"
@@ -101,11 +142,13 @@ def _tuf_versions(device: Path) -> dict[str, int]:
     return found
 
 
-def run(scene: Scene, per_cut: int, limit: int, work: Path, seed: int = 1) -> tuple[int, int]:
+def run(
+    scene: Scene, per_cut: int, limit: int, work: Path, *, seed: int = 1, stride: int = 1
+) -> tuple[int, int]:
     """Check up to ``limit`` distinct states; returns how many, and the cuts they cover."""
     cuts: set[int] = set()
     n_done = 0
-    for cut, image in states(scene.recorder, per_cut, seed):
+    for cut, image in states(scene.recorder, per_cut, seed, stride):
         with tempfile.TemporaryDirectory(dir=work) as directory:
             device = Path(directory) / "device"
             image.write_to(device, scene.recorder.directories, scene.recorder.links)
@@ -134,8 +177,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=args.work) as directory:
             scene = SCENES[strategy](Path(directory))
             n_calls = len(scene.recorder.ops)
-            per_cut = -(-2 * args.states // n_calls)
-            n_states, n_cuts = run(scene, per_cut, 10 * args.states, Path(directory), args.seed)
+            per_cut = -(-6 * args.states // n_calls)  # early cuts have few states
+            n_states, n_cuts = run(
+                scene, per_cut, 10 * args.states, Path(directory), seed=args.seed
+            )
         print(
             json.dumps(
                 {

@@ -3,10 +3,10 @@
 ``Recorder`` carries out the calls of ``ota.storage.Disk`` and writes them down by inode.  A state
 after a cut is made of what was synced, and of any part of what was not:
 
-* data: each 512-byte sector of each unsynced write is there or not; the length may be there without
-  the data (zeros), a truncation may be lost;
-* names: each unsynced create, link, rename, unlink or mkdir is there or not, in any combination; one
-  rename is atomic, and the data of a file does not follow from its name being there.
+* data: each 512-byte sector of each unsynced write is there or not; the length may be there
+  without the data (zeros), a truncation may be lost;
+* names: each unsynced create, link, rename, unlink or mkdir is there or not, in any combination;
+  one rename is atomic, and the data of a file does not follow from its name being there.
 
 python-tuf writes its files itself; they are taken in when their directory is synced, as unsynced
 writes and renames in the order of their times.
@@ -267,7 +267,6 @@ class Recorder(Calls):
                 self._record(Written(child, 0, each.read_bytes()))
                 self._record(Renamed(((node, each.name, child),)))
 
-
     def _take_in_link(self, path: Path, directory: int, known: int | None) -> None:
         """Record a symbolic link: made in one piece, with its name."""
         if known is not None and self.links.get(known) == str(path.readlink()):
@@ -284,7 +283,7 @@ def is_synced(op: Op, later: set[int]) -> bool:
 
 
 def states(
-    recorder: Recorder, per_cut: int, seed: int, seen: set[str] | None = None
+    recorder: Recorder, per_cut: int, seed: int, stride: int = 1
 ) -> Iterator[tuple[int, Image]]:
     """Yield (calls before the cut, disk) for each distinct disk after a cut at each call.
 
@@ -292,11 +291,11 @@ def states(
         recorder: what was done
         per_cut: at most so many states for each cut; the plain ones come first
         seed: of the random choices
-        seen: fingerprints that are not yielded again
+        stride: cuts at every so many calls
     """
     rng = random.Random(seed)
-    seen = set() if seen is None else seen
-    for cut in range(len(recorder.ops) + 1):
+    seen: set[str] = set()
+    for cut in range(0, len(recorder.ops) + 1, stride):
         base, pending = _split(recorder, cut)
         tried = 0
         for choice in itertools.islice(_choices(pending, rng), 4 * per_cut):

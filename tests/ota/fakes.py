@@ -126,6 +126,7 @@ class ScriptedAgent:
         self.verdicts = list(verdicts)
         self.stop_after: int | None = None
         self.n_checks = 0
+        self.n_quiesced = 0
 
     def report(self, event) -> None:
         self.said.append(dict(event))
@@ -135,6 +136,9 @@ class ScriptedAgent:
         if isinstance(verdict, Exception):
             raise verdict
         return verdict
+
+    def quiesce(self) -> None:
+        self.n_quiesced += 1
 
     def check_stop(self) -> None:
         self.n_checks += 1

@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 RESTART_FIRST_S = 0.1
 RESTART_CAP_S = 30.0
 """The first restart is immediate to a person; a model that always crashes costs no CPU."""
+HOLD_STEP_S = 0.05  # how soon after its last token an engine that must leave is seen to be gone
 
 
 class Models(Protocol):
@@ -42,6 +44,17 @@ class Models(Protocol):
 
     def revert(self, reason: str) -> None:
         """Give up the active model for the one before it."""
+
+    def way_back(self) -> WayBack:
+        """Say how the model before the active one can be had again."""
+
+
+class WayBack(Enum):
+    """How the model before the active one can be had again, without a network."""
+
+    NONE = "none"
+    SLOT = "slot"  # it lies beside the active one
+    IN_PLACE = "in_place"  # the active one is turned back into it; its engine must not run
 
 
 class Engines:
@@ -69,6 +82,8 @@ class Engines:
         self._changed = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         self._crashes = 0  # in a row, without a good answer
+        self._soak_crashes = 0  # since the model was committed, whatever was answered between
+        self._is_held = self._is_starting = False
         self._backoff = Backoff(RESTART_FIRST_S, RESTART_CAP_S)
 
     @property
@@ -88,17 +103,35 @@ class Engines:
             while True:
                 self._beat()
                 engine = self._current
-                if engine is None:
+                if engine is None and self._is_held:
+                    await self._wait()
+                elif engine is None:
                     await self._start()
                 elif engine.ended.done():
                     await self._crashed(engine, engine.ended.result())
                 else:
-                    self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._progress.wake_s):
-                            await self._changed.wait()
+                    await self._wait()
         finally:
             await self._leave_all()
+
+    async def hold(self) -> None:
+        """Let the engines finish what they are at and leave; none is started until `release`.
+
+        Queries wait meanwhile.  Afterwards no engine has a model mapped.
+        """
+        self._is_held, self.failure = True, None
+        engine, self._current = self._current, None
+        self._changed.set()
+        if engine is not None:
+            self._let_go(engine)
+        while self._leaving or self._is_starting:
+            self._beat()
+            await asyncio.sleep(HOLD_STEP_S)
+
+    def release(self) -> None:
+        """Start engines again; one that was made the current one meanwhile stays."""
+        self._is_held = False
+        self._changed.set()
 
     def answered_well(self) -> None:
         """Note a good answer: the model works."""
@@ -109,14 +142,27 @@ class Engines:
         """Make a healthy engine the current one; the other finishes its query and leaves."""
         old = self._current
         self._take(engine)
-        self._crashes = 0
+        self._crashes = self._soak_crashes = 0
         if old is not None:
             self._let_go(old)
         self._on_change("model_changed", {"name": engine.ready.name, "version": _version(engine)})
 
     # -- inside ---------------------------------------------------------------------------------
 
+    async def _wait(self) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._progress.wake_s):
+                await self._changed.wait()
+
     async def _start(self) -> None:
+        self._is_starting = True
+        try:
+            await self._start_active()
+        finally:
+            self._is_starting = False
+
+    async def _start_active(self) -> None:
         path = self._models.active()
         self._beat()
         starting = asyncio.ensure_future(EngineProcess.start(path, self.settings))
@@ -131,7 +177,7 @@ class Engines:
             self._on_change("engine_failed", {"reason": str(err)})
             await self._pause_or_revert(str(err))
         else:
-            if self._current is not None:  # an update brought one meanwhile
+            if self._current is not None or self._is_held:  # an update came meanwhile
                 self._let_go(engine)
                 return
             self._take(engine)
@@ -151,14 +197,18 @@ class Engines:
 
     async def _pause_or_revert(self, reason: str) -> None:
         self._crashes += 1
+        self._soak_crashes = self._soak_crashes + 1 if self._models.is_fresh() else 0
         if self._is_given_up():
-            self._models.revert(f"{self._crashes} failures in a row: {reason}")
-            self._crashes = 0
+            n_failures = max(self._crashes, self._soak_crashes)
+            self._models.revert(f"{n_failures} failures: {reason}")
+            self._crashes = self._soak_crashes = 0
             self._on_change("rolled_back", {"reason": reason})
             return
         delay_s = self._backoff.next_s(0.0, random.random())
         end_s = time.monotonic() + delay_s
-        while self._current is None and (left_s := end_s - time.monotonic()) > 0:
+        while (
+            self._current is None and not self._is_held and (left_s := end_s - time.monotonic()) > 0
+        ):
             self._beat()
             await asyncio.sleep(min(left_s, self._progress.wake_s))
 
@@ -166,7 +216,7 @@ class Engines:
         """Whether the model before this one is the better bet: a damaged file never heals."""
         if isinstance(self.failure, ModelError):
             return self._models.is_installed()
-        return self._crashes >= self._crashes_to_revert and self._models.is_fresh()
+        return self._soak_crashes >= self._crashes_to_revert
 
     def _take(self, engine: EngineProcess) -> None:
         self._current, self.failure = engine, None

@@ -6,6 +6,7 @@ import logging
 import time
 from pathlib import Path
 
+from edgeagent.engines import WayBack
 from ota.device.store import Store
 from ota.errors import UpdateError
 
@@ -17,6 +18,10 @@ class ModelStore:
 
     def __init__(self, state_dir: Path, bundled_dir: Path, soak_s: float) -> None:
         self.store = Store(state_dir, bundled_dir)
+        try:
+            self.store.recover()  # an update in place that a power cut ended
+        except UpdateError as err:
+            log.error("store.not_recovered code=%s reason=%r", err.code, str(err))
         self._bundled_dir = bundled_dir
         self._file = Path(state_dir) / "models" / "store.json"
         self._soak_s = soak_s
@@ -40,6 +45,16 @@ class ModelStore:
     def is_installed(self) -> bool:
         """Whether the active model came by an update."""
         return self.active() != self._bundled_dir
+
+    def way_back(self) -> WayBack:
+        """Say how the model before the active one can be had again."""
+        try:
+            if not self.store.can_return():
+                return WayBack.NONE
+            return WayBack.IN_PLACE if self.store.returns_in_place() else WayBack.SLOT
+        except UpdateError as err:
+            log.error("store.unreadable reason=%r", str(err))
+            return WayBack.NONE
 
     def revert(self, reason: str) -> None:
         """Give up the active model for the one before it."""

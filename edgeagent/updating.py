@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
 from edgeagent.adapters.updater_process import SILENCE_S, Updater
-from edgeagent.engines import Engines, Models
+from edgeagent.engines import Engines, Models, WayBack
 from edgeagent.errors import AdapterError, EdgeAgentError, EngineError, ProtocolError
 from edgeagent.progress import Progress
 from edgeagent.protocol.commands import parse_update_request
@@ -24,6 +24,9 @@ from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState, update_refusal, update_response
 
 log = logging.getLogger(__name__)
+
+ROLL_BACK = "rollback"
+BY_REQUEST = "rolled back on request"
 
 RETRY_S = (30.0, 3600.0)
 """Bounds of what the updater asks for: neither a busy loop nor a day lost to one failure."""
@@ -91,8 +94,12 @@ class Updating:
         except ProtocolError as err:
             self._outlet.respond(update_refusal(str(err), None))
             return
-        if not self._is_enabled:
+        if not self._is_enabled and action != ROLL_BACK:
             self._outlet.respond(update_refusal("updates are not enabled here", transaction))
+            return
+        if action == ROLL_BACK and self._models.way_back() is WayBack.NONE:
+            refusal = "there is no model before the active one on this disk"
+            self._outlet.respond(update_refusal(refusal, transaction))
             return
         self._action = action
         self._wanted.set()
@@ -117,11 +124,14 @@ class Updating:
         wait_s = self._poll_interval_s
         while True:
             await self._wait(wait_s)
-            if not self._is_enabled:
-                continue
             action, self._action = self._action, "install"
+            if not self._is_enabled and action != ROLL_BACK:
+                continue
             notice = self._notice
             try:
+                if action == ROLL_BACK:
+                    await self._roll_back()
+                    continue
                 wait_s = await self._update(action)
             except EdgeAgentError as err:
                 log.error("update.failed code=%s reason=%r", err.code, str(err))
@@ -154,6 +164,9 @@ class Updating:
                 event = message.get("event")
                 if event == "state":
                     self._phase(str(message.get("state", "")), message.get("progress"))
+                elif event == "quiesce":
+                    await self._engines.hold()
+                    updater.quiet()
                 elif event == "staged":
                     trial = await self._try(updater, message)
                 elif event == "committed":
@@ -167,6 +180,34 @@ class Updating:
             if trial is not None and trial is not self._engines.current:
                 await trial.kill()
             await updater.end()
+            self._engines.release()
+
+    async def _roll_back(self) -> None:
+        """Return to the model before the active one, from this disk.
+
+        The engine leaves first, since its files may be turned back; queries wait for the old model.
+
+        Raises:
+            AdapterError: There is no way back.
+        """
+        way = self._models.way_back()
+        version = self.state.installed_version
+        log.info("update.rollback from=%s way=%s", version, way.value)
+        if way is WayBack.NONE:
+            raise AdapterError("there is no model before the active one on this disk")
+        self._phase("rolling_back", None)
+        await self._engines.hold()
+        try:
+            reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, BY_REQUEST))
+            while not reverting.done():
+                self._beat()
+                await asyncio.wait([reverting], timeout=self._progress.wake_s)
+            reverting.result()
+        finally:
+            self._engines.release()
+        self.state.release_summary = f"{version}: {BY_REQUEST}"
+        self._phase("rolled_back", None)
+        self._outlet.event("rolled_back", {"version": version, "reason": BY_REQUEST})
 
     async def _next(self, updater: Updater) -> dict[str, Any] | None:
         """Return the updater's next message, with a beat meanwhile."""

@@ -172,6 +172,11 @@ class FakeModels:
         self.fresh = fresh
         self.reverted: list[str] = []
 
+    def way_back(self):
+        from edgeagent.engines import WayBack  # this file is the fake engine's program too
+
+        return WayBack.SLOT if len(self.paths) > 1 else WayBack.NONE
+
     def active(self) -> Path:
         return self.paths[-1]
 

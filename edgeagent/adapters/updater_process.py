@@ -55,6 +55,10 @@ class Updater:
         verdict: dict[str, Any] = {"op": "trial", "ok": ok}
         self._child.link.send(verdict if ok else verdict | {"reason": reason})
 
+    def quiet(self) -> None:
+        """Tell it that no engine has the active model mapped."""
+        self._child.link.send({"op": "quiet"})
+
     async def end(self) -> None:
         """Let it stop at the next safe point; what is on disk is resumed by the next run."""
         self._child.link.send({"op": "cancel"})

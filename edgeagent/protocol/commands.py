@@ -14,7 +14,7 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install")
+UPDATE_ACTIONS = ("check", "install", "rollback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def parse_update_request(incoming: Incoming) -> tuple[str, str | None]:
     """Return action and transaction of a request for an update.
 
     Raises:
-        ProtocolError: It is not ``{"action": "check" | "install", "transaction"?}``.
+        ProtocolError: It is not ``{"action": "check" | "install" | "rollback", ...}``.
     """
     body = read_object(incoming.payload)
     unknown = sorted(set(body) - {"action", "transaction"})

@@ -81,7 +81,7 @@ class Stager:
         """
         slot = self._store.slot(payload.root)
         if slot.is_dir():
-            if self._is_good(slot, payload.root):
+            if self._is_good(slot, payload.root, release_sha256):
                 # The worker that renamed it may have been killed before it synced the name.
                 self._storage.sync_directory(slot.parent)
                 return slot
@@ -144,11 +144,13 @@ class Stager:
             self._on_piece()
             yield piece
 
-    def _is_good(self, slot: Path, root: str) -> bool:
+    def _is_good(self, slot: Path, root: str, release_sha256: str) -> bool:
+        """Say whether the slot is whole, and of this release: the same bytes may have another."""
         try:
-            return verify_directory(slot).root == root
+            release = verify_directory(slot)
         except PayloadError:
             return False
+        return release.root == root and hashlib.sha256(release.text).hexdigest() == release_sha256
 
 
 def _check_release(release: Release, payload: Payload, release_sha256: str) -> None:

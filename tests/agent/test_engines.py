@@ -109,7 +109,7 @@ def test_a_fresh_model_that_fails_three_times_in_a_row_is_taken_back():
     models = FakeModels(good(), Path("dies-1.1.0"), fresh=True)
     with_garage(models, body)
     assert len(models.reverted) == 1
-    assert models.reverted[0].startswith("3 failures in a row: the engine ended")
+    assert models.reverted[0].startswith("3 failures: the engine ended")
 
 
 def test_a_good_answer_between_crashes_keeps_a_fresh_model():
@@ -160,3 +160,38 @@ def test_no_engine_outlives_the_agent():
 
     with_garage(FakeModels(good()), body)
     assert all(engine.ended.done() for engine in seen)
+
+
+def test_crashes_in_the_soak_count_even_with_good_answers_between():
+    async def body(garage):
+        for _ in range(3):
+            engine = await garage.ready()
+            assert engine.ready.version == "1.1.0"
+            assert (await answer(engine))["event"] == "done"
+            garage.engines.answered_well()
+            with contextlib.suppress(EngineError):
+                await answer(engine, "crash 1")
+            await garage.until(lambda engine=engine: garage.engines.current is not engine)
+        await garage.until(lambda: "rolled_back" in garage.kinds())
+        assert (await garage.ready()).ready.version == "1.0.0"
+
+    models = FakeModels(good(), good("1.1.0"), fresh=True)
+    with_garage(models, body)
+    assert len(models.reverted) == 1
+
+
+def test_no_engine_runs_while_they_are_held_and_one_does_afterwards():
+    async def body(garage):
+        first = await garage.ready()
+        running = asyncio.ensure_future(answer(first, "say 3"))
+        await asyncio.sleep(0)
+        await garage.engines.hold()
+        assert (await running)["event"] == "done"  # the query in flight was finished
+        assert first.ended.done()
+        assert garage.engines.current is None
+        assert not garage.engines.is_hopeless
+        garage.engines.release()
+        assert (await garage.ready()) is not first
+        assert garage.engines.restarts == 0
+
+    with_garage(FakeModels(good()), body)

@@ -27,6 +27,10 @@ class FakeUpdater:
         self.verdicts = []
         self.judged = asyncio.Event()
         self.ended = False
+        self.is_quiet = False
+
+    def quiet(self):
+        self.is_quiet = True
 
     async def receive(self):
         if self.verdicts == [] and self.waits:
@@ -73,8 +77,8 @@ class FakeOutlet:
 class Site:
     """A device on version 1.0.0 whose updater plays one script a run."""
 
-    def __init__(self, scripts, *, is_enabled=True):
-        self.models = FakeModels(Path("good-1.0.0"))
+    def __init__(self, scripts, *, is_enabled=True, models=(Path("good-1.0.0"),)):
+        self.models = FakeModels(*models)
         self.outlet = FakeOutlet()
         progress = Progress(1.0)
         self.updating = None
@@ -282,3 +286,63 @@ def test_without_a_root_of_trust_nothing_is_ever_started():
         assert site.starts == []
 
     on_site([], body, is_enabled=False)
+
+
+def test_an_update_in_place_stops_the_engine_first_and_keeps_the_queue():
+    seen = []
+
+    async def body(site):
+        old = site.engines.current
+        site.scripts.append(
+            [
+                {"event": "quiesce"},
+                lambda: seen.append((site.engines.current, old.ended.done())),
+                {"event": "staged", "slot": "good-1.1.0", "to": "1.1.0", "in_place": True},
+                lambda: site.models.paths.append(Path("good-1.1.0")),
+                {"event": "committed", "version": "1.1.0"},
+            ]
+        )
+        site.notice()
+        await site.event("update_committed")
+        assert seen == [(None, True)]
+        assert site.updaters[-1].is_quiet
+        assert site.engines.current.ready.version == "1.1.0"
+
+    on_site([], body)
+
+
+def test_a_failed_update_in_place_brings_the_old_engine_back():
+    async def body(site):
+        site.scripts.append(
+            [{"event": "quiesce"}, {"event": "failed", "code": "storage_failed", "message": "EIO"}]
+        )
+        site.notice()
+        await site.event("update_failed")
+        await site.until(lambda: site.engines.current is not None)
+        assert site.engines.current.ready.version == "1.0.0"
+
+    on_site([], body)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_a_committed_release_is_rolled_back_on_request_without_an_updater(is_enabled):
+    async def body(site):
+        site.request(action="rollback", transaction="t")
+        assert site.outlet.responses[-1]["status"] == "ok"
+        event = await site.event("rolled_back")
+        assert event["version"] == "1.1.0"
+        await site.until(
+            lambda: site.engines.current and site.engines.current.ready.version == "1.0.0"
+        )
+        assert site.models.reverted == ["rolled back on request"]
+        assert site.starts == []
+
+    on_site([], body, is_enabled=is_enabled, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+def test_a_rollback_with_nothing_to_return_to_is_refused():
+    async def body(site):
+        site.request(action="rollback")
+        assert site.outlet.responses[-1]["status"] == "error"
+
+    on_site([], body)

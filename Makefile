@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean
+.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean crashes endurance
 
 demo: $(VENV)/.demo
 	$(BIN)/edgeagent demo --out build/demo.json
@@ -27,6 +27,13 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py
+
+crashes: $(VENV)/.dev
+	$(BIN)/python -m tests.ota.crashes --work /dev/shm
+
+endurance: $(VENV)/.dev
+	$(BIN)/python -m tests.e2e.endurance swap
+	$(BIN)/python -m tests.e2e.endurance kills
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

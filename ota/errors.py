@@ -21,6 +21,8 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         ReleaseFormatError    release.json breaks its own rules
       StorageError          the disk failed
         StorageFull
+        StorageReadOnly
+        StorageDenied
         FlashBudget           the day's writes are used up
         PatchDamaged          what an update in place keeps is not what was written
       TransportError        the network failed; back off and retry
@@ -151,6 +153,18 @@ class StorageFull(StorageError):
 
     code = "storage_full"
     retry_after_s = 3600.0  # space comes back when somebody makes it, not within minutes
+
+
+class StorageReadOnly(StorageError):
+    """The file system takes no writes."""
+
+    code = "storage_read_only"
+
+
+class StorageDenied(StorageError):
+    """This user may not write there."""
+
+    code = "storage_denied"
 
 
 class PatchDamaged(StorageError):

@@ -23,7 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ota.errors import PayloadMismatch, ReleaseFormatError, StorageError, StorageFull
+from ota.errors import (
+    PayloadMismatch,
+    ReleaseFormatError,
+    StorageDenied,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
+)
 from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, Release, parse_release
 
 RESERVE_BYTES = 16 << 20
@@ -42,6 +49,8 @@ def typed_errors(path: Path) -> Iterator[None]:
 
     Raises:
         StorageFull: there is no room.
+        StorageReadOnly: nothing can be written at all.
+        StorageDenied: this user may not.
         StorageError: anything else that the disk refuses.
     """
     try:
@@ -50,6 +59,10 @@ def typed_errors(path: Path) -> Iterator[None]:
         what = f"{path}: {err.strerror or err}"
         if err.errno in _FULL:
             raise StorageFull(f"{what}; free some space, the update then goes on") from err
+        if err.errno == errno.EROFS:
+            raise StorageReadOnly(f"{what}; a disk with errors is often mounted so") from err
+        if err.errno in {errno.EACCES, errno.EPERM}:
+            raise StorageDenied(f"{what}; the agent's user must own its state") from err
         raise StorageError(f"{what}; check the disk") from err
 
 

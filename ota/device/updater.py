@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ota.device.download import Download
+from ota.device.flash import FlashLedger
 from ota.device.journal import load_journal, save_journal
 from ota.device.source import Source
 from ota.device.staging import Stager
@@ -116,6 +117,7 @@ class Updater:
         bootstrap_root: the root metadata that came with the device
         board: what decides about a release on this side
         agent: whom to report to
+        ledger: what may be written a day; None: it is not counted
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Updater:
         bootstrap_root: bytes,
         board: Board,
         agent: Agent,
+        ledger: FlashLedger | None = None,
     ) -> None:
         self._directory = state_dir / "ota"
         self._payload_path = self._directory / "payload.part"
@@ -136,6 +139,7 @@ class Updater:
         self._storage = storage
         self._board = board
         self._agent = agent
+        self._ledger = ledger or FlashLedger(storage, self._directory / "flash.json", None, None)
         self._tuf = TufClient(source, storage, self._directory / "tuf", bootstrap_root)
         self._plan: _Plan | None = None
         self._fetched_bytes = 0
@@ -149,8 +153,12 @@ class Updater:
     def run(self) -> UpdateError | None:
         """Run the update; returns what stopped it, or None if it came to a good end."""
         event: Event | None = Event.STARTED
-        while event is not None:
-            event = self._perform(self._advance(event))
+        try:
+            while event is not None:
+                event = self._perform(self._advance(event))
+        finally:
+            with suppress(StorageError):
+                self._ledger.settle(time.time())
         return self._error
 
     def _advance(self, event: Event) -> Action:
@@ -230,6 +238,7 @@ class Updater:
         ]
         payload, in_place = self._choose(offer, payloads, base)
         if payload.sha256 != self._journal.payload_sha256:
+            self._ledger.check(payload.length + payload.written_bytes, time.time())
             self._clean(keep_refused=True)
             self._journal.payload_sha256 = payload.sha256
         self._plan = _Plan(base, offer, payload, release_sha256, in_place)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ota.device.dir_source import DirSource
+from ota.device.flash import CountingCalls, FlashLedger
 from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.device.store import Store
@@ -52,6 +53,8 @@ class Start:
     broker: Broker | None
     directory: Path | None
     """A repository on a medium, instead of a broker."""
+    flash_budget_bytes: int | None = None
+    """What updates may write a day."""
 
 
 def parse_start(line: bytes) -> Start:
@@ -79,6 +82,7 @@ def parse_start(line: bytes) -> Start:
         Board(_text(fields, "hardware"), _text(fields, "agent_version")),
         _parse_broker(fields.get("mqtt")) if directory is None else None,
         None if directory is None else Path(_text(fields, "directory")),
+        _parse_budget(fields.get("flash_budget_bytes")),
     )
 
 
@@ -154,10 +158,15 @@ def run_worker(link: socket.socket) -> int:
     try:
         start = agent.read_start()
         with _only_worker(start.state_dir / "ota"), _open_source(start, agent) as source:
-            storage = Disk()
+            calls = CountingCalls()
+            storage = Disk(calls)
             store = Store(start.state_dir, start.bundled_dir, storage)
             root = _read_root(start.root_file)
-            error = Updater(start.state_dir, store, source, storage, root, start.board, agent).run()
+            path = start.state_dir / "ota" / "flash.json"
+            ledger = FlashLedger(storage, path, calls, start.flash_budget_bytes)
+            error = Updater(
+                start.state_dir, store, source, storage, root, start.board, agent, ledger
+            ).run()
     except UpdateError as err:
         agent.report(
             {
@@ -222,6 +231,12 @@ def _parse_broker(fields: Any) -> Broker:
         fields.get("protocol") or "auto",
         _parse_tls(fields.get("tls")),
     )
+
+
+def _parse_budget(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise ConfigError(f"expected flash_budget_bytes to be a number or null, got {value!r}")
+    return value
 
 
 def _parse_tls(fields: Any) -> Tls | None:

@@ -1,9 +1,9 @@
 """Long runs of updates with real processes: ``python -m tests.e2e.endurance swap | kills``.
 
-``swap``: queries without a pause during 20 updates; none is lost, and every answer is, byte for byte,
-what the model that it names gives.
-``kills``: SIGKILL of the daemon (and with it of its engine and updater), or of the updater alone, at
-random moments of updates; what is on the disk after each is one of the two models, whole.
+``swap``: queries without a pause during 20 updates; none is lost, and every answer is, byte for
+byte, what the model that it names gives.
+``kills``: SIGKILL of the daemon (and with it of its engine and updater), or of the updater alone,
+at random moments of updates; what is on the disk after each is one of the two models, whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeagent.errors import EdgeAgentError
 from ota.device.store import Store
 from ota.storage import verify_directory
 from tests.brokers import Mosquitto
@@ -86,7 +87,7 @@ def swap(n_updates: int, n_queries: int) -> dict[str, Any]:
                 while not stop.is_set():
                     try:
                         answers.append(client.ask(NODE, QUERY))
-                    except Exception as err:
+                    except (EdgeAgentError, OSError) as err:
                         lost.append(repr(err))
 
         askers = [threading.Thread(target=ask) for _ in range(ASKERS)]

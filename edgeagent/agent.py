@@ -208,6 +208,7 @@ class Agent:
             },
             "root_file": str(settings.update.root_file),
             "hardware": settings.update.hardware,
+            "flash_budget_bytes": settings.update.flash_budget_mib << 20 or None,
             "agent_version": __version__,
         }
 

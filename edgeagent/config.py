@@ -192,9 +192,12 @@ class Update:
     )
     # Most crashes of a bad model come with its first queries.
     soak_s: float = _opt(600.0, "how long a new model is on probation", unit="s", low=0, high=86400)
-    # One crash may be chance (memory), three in a row are the model.
+    # One crash may be chance (memory), three in ten minutes are the model.
     soak_crashes: int = _opt(
-        3, "engine crashes in a row during probation that bring the old model back", low=1, high=100
+        3, "engine crashes during probation that bring the old model back", low=1, high=100
+    )
+    flash_budget_mib: int = _opt(
+        0, "what updates may write a day; 0: no limit", unit="MiB", low=0, high=1 << 20
     )
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
+from edgeagent.adapters.engine_process import EngineProcess
 from edgeagent.adapters.updater_process import SILENCE_S, Updater
 from edgeagent.engines import Engines, Models, WayBack
-from edgeagent.errors import AdapterError, EdgeAgentError, EngineError, ProtocolError
+from edgeagent.errors import AdapterError, EdgeAgentError, ProtocolError
 from edgeagent.progress import Progress
 from edgeagent.protocol.commands import parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState, update_refusal, update_response
+from edgeagent.trial import prove
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Updating:
         """Let a second engine prove the staged model; tell the updater the verdict."""
         self.state.latest_version = str(staged.get("to", ""))
         self._phase("trial", None)
-        proving = asyncio.create_task(self._prove(Path(str(staged["slot"]))), name="trial")
+        proving = asyncio.create_task(self._proof(Path(str(staged["slot"]))), name="trial")
         try:
             while not proving.done():
                 self._beat()
@@ -245,22 +246,9 @@ class Updating:
         updater.judge(ok=True)
         return trial
 
-    async def _prove(self, slot: Path) -> EngineProcess:
-        """Start an engine on ``slot`` and let it check itself.
-
-        Raises:
-            EdgeAgentError: It does not load, or its health suite fails.
-        """
-        settings: EngineSettings = self._engines.settings
-        engine = await EngineProcess.start(slot, settings)
-        try:
-            health = await engine.check_health(self._trial_timeout_s)
-            if not health.ok:
-                raise EngineError("; ".join(health.failed) or "the health suite failed")
-        except BaseException:
-            await engine.kill()
-            raise
-        return engine
+    def _proof(self, slot: Path) -> Coroutine[Any, Any, EngineProcess]:
+        engines = self._engines
+        return prove(slot, engines.settings, self._trial_timeout_s, engines.current)
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class CountingCalls(Calls):
 class FlashLedger:
     """What was written today, across runs.
 
-    A clock that goes back starts no new day: the day in the file is never replaced by an earlier one.
+    A clock that goes back starts no new day: the day in the file stays.
 
     Args:
         storage: the disk

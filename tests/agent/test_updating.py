@@ -346,3 +346,22 @@ def test_a_rollback_with_nothing_to_return_to_is_refused():
         assert site.outlet.responses[-1]["status"] == "error"
 
     on_site([], body)
+
+
+def test_a_model_that_is_much_slower_than_the_old_one_is_rolled_back():
+    async def body(site):
+        site.scripts.append(
+            [
+                {"event": "staged", "slot": "slow-1.1.0", "to": "1.1.0"},
+                {"event": "rolled_back", "version": "1.1.0", "reason": "speed"},
+            ]
+        )
+        site.notice()
+        await site.event("rolled_back")
+        [(ok, reason)] = site.updaters[-1].verdicts
+        assert not ok
+        assert reason == (
+            "speed: expected at least 855.0 tokens/s, 0.9 of the old model's, got 500.0"
+        )
+
+    on_site([], body)

@@ -1,0 +1,89 @@
+"""The trial of a new model: does it load, is it what was signed, and is it as fast as the old one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
+from edgeagent.errors import EngineError
+
+MIN_SPEED = 0.9
+"""Of the old model's tokens a second: less is a kernel or a layout that does not fit this board."""
+SPEED_ROUNDS = 5  # the best of five short runs is free of what else the board did meanwhile
+SPEED_TOKENS = 16
+MAX_MEMORY = 2.0
+"""Times the old engine's memory: what a board with room for two engines is sure to have."""
+
+_number = itertools.count()
+
+
+async def prove(
+    slot: Path, settings: EngineSettings, timeout_s: float, old: EngineProcess | None
+) -> EngineProcess:
+    """Start an engine on ``slot``, let it check itself, and compare it with the one in use.
+
+    Args:
+        slot: the new model
+        settings: how engines are started
+        timeout_s: for the engine's own checks
+        old: the engine in use; None: there is nothing to compare with
+
+    Raises:
+        EdgeAgentError: it does not load, a check fails, or it is slower or larger than ``old``.
+    """
+    engine = await EngineProcess.start(slot, settings)
+    try:
+        health = await engine.check_health(timeout_s)
+        if not health.ok:
+            raise EngineError("; ".join(health.failed) or "the health suite failed")
+        if old is not None:
+            _compare_memory(engine, old)
+            await _compare_speed(engine, old)
+    except BaseException:
+        await engine.kill()
+        raise
+    return engine
+
+
+def _compare_memory(new: EngineProcess, old: EngineProcess) -> None:
+    limit_mib = MAX_MEMORY * old.ready.rss_mib
+    if old.ready.rss_mib and new.ready.rss_mib > limit_mib:
+        raise EngineError(
+            f"memory: expected at most {limit_mib:.0f} MiB, twice the old model's, "
+            f"got {new.ready.rss_mib:.0f}"
+        )
+
+
+async def _compare_speed(new: EngineProcess, old: EngineProcess) -> None:
+    """Measure both in turns and compare the best, so that a busy board fails no good model."""
+    best_new = best_old = 0.0
+    for _ in range(SPEED_ROUNDS):
+        try:
+            best_old = max(best_old, await _tokens_per_s(old))
+        except EngineError:
+            return  # it has ended: there is nothing to compare with
+        best_new = max(best_new, await _tokens_per_s(new))
+        if best_new >= MIN_SPEED * best_old:
+            return
+    raise EngineError(
+        f"speed: expected at least {MIN_SPEED * best_old:.1f} tokens/s, {MIN_SPEED:g} of the old "
+        f"model's, got {best_new:.1f}"
+    )
+
+
+async def _tokens_per_s(engine: EngineProcess) -> float:
+    """Return the speed of a short answer; 0 if it was too short to tell."""
+    request: dict[str, Any] = {
+        "op": "generate",
+        "id": f"trial-{next(_number)}",
+        "prompt": "Hello",
+        "params": {"max_tokens": SPEED_TOKENS, "temperature": 0.0},
+    }
+    async with contextlib.aclosing(engine.generate(request)) as messages:
+        async for message in messages:
+            if message["event"] == "done":
+                return float(message.get("timings", {}).get("tokens_per_s") or 0.0)
+    return 0.0

@@ -1,4 +1,4 @@
-"""The trial of a new model: does it load, is it what was signed, and is it as fast as the old one."""
+"""The trial of a new model: it loads, is what was signed, and is as fast as the old one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``<state_dir>/models/patches/<old>-<new>/`` holds what turns one into the other and back::
 
-    patch.json   the two roots, which files change and how, the SHA-256 of patch.log
+    patch.json   its own SHA-256; the two roots, which files change, the SHA-256 of patch.log
     patch.log    runs: head (file, offset, length), the old bytes, the new bytes
     new/, old/   files that change as a whole (new, removed, of another length, shared with others)
 
@@ -100,7 +100,9 @@ def make_patch(
         "log_sha256": digest.hexdigest(),
         "patched": patched,
     }
-    storage.write(target / PATCH_FILE, [json.dumps(fields).encode()])
+    text = json.dumps(fields).encode()
+    check = hashlib.sha256(text).hexdigest().encode()
+    storage.write(target / PATCH_FILE, [check + b"\n" + text])
 
 
 def read_patch(path: Path) -> Patch:
@@ -111,7 +113,8 @@ def read_patch(path: Path) -> Patch:
     """
     try:
         with (path / PATCH_FILE).open("rb") as file:
-            fields = json.loads(file.read(MAX_PATCH_JSON))
+            check, _, text = file.read(MAX_PATCH_JSON).partition(b"\n")
+            fields = json.loads(text)
         with (path / LOG_FILE).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         whole = {each.name for side in ("new", "old") for each in (path / side).iterdir()}
@@ -119,7 +122,8 @@ def read_patch(path: Path) -> Patch:
         raise PatchDamaged(f"{path}: expected a patch, got {err}") from err
     match fields:
         case {"old": str(old), "new": str(new), "log_sha256": str(log), "patched": list(patched)}:
-            if is_sha256(old) and is_sha256(new) and log == digest:
+            is_ours = check == hashlib.sha256(text).hexdigest().encode()
+            if is_ours and is_sha256(old) and is_sha256(new) and log == digest:
                 return Patch(old, new, log, tuple(map(str, patched)), tuple(sorted(whole)))
     raise PatchDamaged(f"{path}: expected a log with the sha256 of patch.json, got {digest}")
 

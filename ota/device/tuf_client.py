@@ -3,15 +3,24 @@
 The bootstrap root comes with the device and is given to every ``Updater``, so a damaged cache heals
 and a replaced one is not believed.  ``download_target`` of python-tuf is never used: it is not
 resumable and not synced (``ota.device.download`` is).
+
+What is added to python-tuf, all of it in ``_Updater``: a file is synced before it takes another's
+place; the link ``root.json`` is replaced, not removed and made again; a version is compared with
+the high-water record before it is written; and expiry is judged by ``ota.clock``, not by the bare
+clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tuf.api._payload import Root
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
@@ -21,6 +30,8 @@ from tuf.api.exceptions import (
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
+from ota.clock import Reference, reference_time
+from ota.device.high_water import HighWater, Mark
 from ota.device.source import Source
 from ota.errors import (
     ExpiredMetadata,
@@ -33,6 +44,9 @@ from ota.storage import Storage, typed_errors
 from ota.wire import CHUNK_BYTES
 
 NOT_FOUND = 404
+ISSUED = "issued"
+"""A field of ours in ``timestamp``: when it was signed, seconds since 1970."""
+_TOP_LEVEL = ("root", "timestamp", "snapshot", "targets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +60,36 @@ class Target:
 
 
 class TufClient:
-    """Refreshes the metadata below ``directory`` and answers what is signed."""
+    """Refreshes the metadata below ``directory`` and answers what is signed.
+
+    The high-water record is ``<directory>.highwater``: beside the metadata, so that whatever
+    empties the directory leaves it.
+
+    Args:
+        source: where metadata comes from
+        storage: the disk
+        directory: the metadata's
+        bootstrap_root: the root metadata that came with the device
+        now: the clock
+    """
 
     def __init__(
-        self, source: Source, storage: Storage, directory: Path, bootstrap_root: bytes
+        self,
+        source: Source,
+        storage: Storage,
+        directory: Path,
+        bootstrap_root: bytes,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._source = source
         self._storage = storage
         self._directory = directory
         self._bootstrap_root = bootstrap_root
-        self._updater: Updater | None = None
+        self._now = now
+        self._updater: _Updater | None = None
+        self.high_water = HighWater(storage, directory.with_name(f"{directory.name}.highwater"))
+        self.is_clock_trusted = True
+        """Whether the last refresh could judge expiry by the clock."""
 
     def refresh(self) -> None:
         """Bring the metadata up to date.
@@ -65,26 +99,33 @@ class TufClient:
             TransportError: the source cannot be reached.
             StorageError: the metadata cannot be kept.
         """
+        self._updater = None
         self._storage.make_directory(self._directory)
+        reference = reference_time(self._now(), self.high_water.mark.time)
+        self.is_clock_trusted = reference.is_trusted
         try:
             with typed_errors(self._directory):
-                self._updater = Updater(
-                    metadata_dir=str(self._directory),
-                    metadata_base_url="metadata/",
-                    fetcher=_Fetcher(self._source),
-                    bootstrap=self._bootstrap_root,
+                updater = _Updater(
+                    self._storage,
+                    self._directory,
+                    _Fetcher(self._source),
+                    self._bootstrap_root,
+                    self.high_water,
+                    reference,
                 )
-                self._updater.refresh()
+                updater.refresh()
         except (DownloadError, RepositoryError) as err:
             raise _translated(err) from err
-        self._storage.sync_tree(self._directory)
+        self.high_water.raise_to(updater.checked_mark())
+        self._updater = updater
 
     def target(self, name: str) -> Target | None:
         """Return the signed target ``name``, or None if there is none."""
         if self._updater is None:
             raise RuntimeError("target() before refresh()")
         try:
-            info = self._updater.get_targetinfo(name)
+            with typed_errors(self._directory):
+                info = self._updater.get_targetinfo(name)
         except (DownloadError, RepositoryError) as err:
             raise _translated(err) from err
         if info is None:
@@ -93,6 +134,97 @@ class TufClient:
         if sha256 is None:
             raise UntrustedMetadata(f"{name}: expected a sha256 hash, got {sorted(info.hashes)}")
         return Target(name, info.length, sha256, info.custom)
+
+
+class _Updater(Updater):
+    """python-tuf's client with our disk, our record and our time.
+
+    It overrides how python-tuf writes and nothing about how it verifies; the methods are private to
+    it, hence the upper bound of its version in ``pyproject.toml``, and ``docs/adr/0020``.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        directory: Path,
+        fetcher: FetcherInterface,
+        bootstrap: bytes,
+        high_water: HighWater,
+        reference: Reference,
+    ) -> None:
+        self._storage = storage
+        self._path = directory
+        self._high_water = high_water
+        self._reference = reference
+        super().__init__(str(directory), "metadata/", fetcher=fetcher, bootstrap=bootstrap)
+        self._trusted_set.reference_time = reference.time
+
+    def checked_mark(self) -> Mark:
+        """Return what is trusted after a refresh, once more compared with the record.
+
+        A cached file of the same version is believed without being written again, so the comparison
+        before a write does not cover it.
+
+        Raises:
+            UntrustedMetadata: a version went back.
+        """
+        keys = self._online_keys()
+        versions = {role: self._trusted_set[role].version for role in _TOP_LEVEL}
+        for role, version in versions.items():
+            self._high_water.check(role, version, keys)
+        passed = [moment for moment in (self._issued(), self._passed()) if moment is not None]
+        return Mark(versions, keys, max(passed, default=None), self._high_water.mark.counters)
+
+    def _issued(self) -> datetime | None:
+        """Return when the timestamp was signed; an online key may lie, but not beyond the root."""
+        seconds = self._trusted_set.timestamp.unrecognized_fields.get(ISSUED)
+        limit = min(self._trusted_set.root.expires, self._trusted_set.timestamp.expires)
+        if type(seconds) is not int or not 0 <= seconds <= limit.timestamp():
+            return None
+        return datetime.fromtimestamp(seconds, UTC)
+
+    def _passed(self) -> datetime | None:
+        """Return the clock's time, if it is one; to the minute, so that a check writes little."""
+        if not self._reference.is_trusted:
+            return None
+        return self._reference.time.replace(second=0, microsecond=0)
+
+    def _online_keys(self) -> str:
+        root: Root = self._trusted_set.root
+        text = "|".join(
+            f"{root.roles[role].threshold}:{','.join(sorted(root.roles[role].keyids))}"
+            for role in ("timestamp", "snapshot")
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _persist_metadata(self, rolename: str, data: bytes) -> None:
+        if rolename in _TOP_LEVEL:
+            version = self._trusted_set[rolename].version
+            self._high_water.check(rolename, version, self._online_keys())
+        super()._persist_metadata(rolename, data)
+
+    def _persist_root(self, version: int, data: bytes) -> None:
+        self._storage.make_directory(self._path / "root_history")
+        self._persist_file(str(self._path / "root_history" / f"{version}.root.json"), data)
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        path = Path(filename)
+        with suppress(OSError):
+            if path.read_bytes() == data:
+                return  # flash wears; the bootstrap root is offered at every refresh
+        self._storage.replace(path, data)
+
+    def _update_root_symlink(self) -> None:
+        version = self._trusted_set.root.version
+        current = f"root_history/{version}.root.json"
+        link = self._path / "root.json"
+        with suppress(OSError):
+            if link.readlink() == Path(current):
+                return
+        beside = self._path / ".root.json.new"
+        self._storage.remove(beside)
+        beside.symlink_to(current)
+        self._storage.rename(beside, link)
 
 
 class _Fetcher(FetcherInterface):

@@ -215,6 +215,8 @@ class Updater:
     def _refresh(self) -> Event:
         self._store.recover()
         self._tuf.refresh()
+        if not self._tuf.is_clock_trusted:
+            self._agent.report({"event": "warning", "code": "clock_untrusted"})
         base = self._store.active_release()
         offer, release_sha256 = self._offer(base.name)
         state = self._store.state()
@@ -222,9 +224,10 @@ class Updater:
             self._board.hardware,
             self._board.agent_version,
             base.root,
-            max(base.counter, state.counter),
+            max(base.counter, state.counter, self._tuf.high_water.counter(base.name)),
             state.quarantine,
         )
+        self._tuf.high_water.raise_counter(base.name, device.counter)
         if not accept(offer, device):
             return Event.NOTHING_NEW
         payloads = [

@@ -327,7 +327,11 @@ class Repository:
         snapshot = Snapshot(version=version, expires=_until(SNAPSHOT_LIFE), meta=meta)
         self._write("snapshot", Metadata(snapshot), version)
         timestamp = Timestamp(
-            version=version, expires=_until(TIMESTAMP_LIFE), snapshot_meta=MetaFile(version)
+            version=version,
+            expires=_until(TIMESTAMP_LIFE),
+            snapshot_meta=MetaFile(version),
+            # Devices without a clock take it as a moment that has passed.
+            unrecognized_fields={"issued": int(datetime.now(UTC).timestamp())},
         )
         self._write("timestamp", Metadata(timestamp), version)
         return version

@@ -37,7 +37,7 @@ NOT_FOUND = 404
 RANGE_NOT_SATISFIABLE = 416
 UNAVAILABLE = 503
 
-_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}"
+_SEGMENT = r"[A-Za-z0-9_%][A-Za-z0-9._+~%-]{0,199}"  # a SHA-512 and a name; % is never decoded
 _OBJECT = re.compile(rf"(?:metadata|targets)(?:/{_SEGMENT}){{1,6}}")
 _REPO = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ID = re.compile(r"[A-Za-z0-9-]{1,32}")

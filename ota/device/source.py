@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from ota.errors import TransportError
+from ota.wire import CHUNK_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -39,6 +42,25 @@ class Source(ABC):
         """Fetch many (offset, length) of one object; pieces come in any order."""
         for offset, length in ranges:
             yield self.fetch(name, offset, length)
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """Yield a whole object from its beginning; the reader stops when it has had enough.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            TransportError: it cannot be had now, or ends early.
+        """
+        offset = 0
+        while True:
+            piece = self.fetch(name, offset, CHUNK_BYTES)
+            yield piece.data
+            offset += len(piece.data)
+            if offset >= piece.total:
+                return
+            if not piece.data:
+                raise TransportError(
+                    f"{name}: the source sent nothing at {offset} of {piece.total}"
+                )
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing open
         """Let go of the connection, if there is one."""

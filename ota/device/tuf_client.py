@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuf.api._payload import Root
+from tuf.api._payload import Root, TargetFile
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
@@ -41,7 +41,6 @@ from ota.errors import (
     UpdateError,
 )
 from ota.storage import Storage, typed_errors
-from ota.wire import CHUNK_BYTES
 
 NOT_FOUND = 404
 ISSUED = "issued"
@@ -71,6 +70,7 @@ class TufClient:
         directory: the metadata's
         bootstrap_root: the root metadata that came with the device
         now: the clock
+        judge: turns the clock and what is known to have passed into the time of a refresh
     """
 
     def __init__(
@@ -80,12 +80,14 @@ class TufClient:
         directory: Path,
         bootstrap_root: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        judge: Callable[[datetime, datetime | None], Reference] = reference_time,
     ) -> None:
         self._source = source
         self._storage = storage
         self._directory = directory
         self._bootstrap_root = bootstrap_root
         self._now = now
+        self._judge = judge
         self._updater: _Updater | None = None
         self.high_water = HighWater(storage, directory.with_name(f"{directory.name}.highwater"))
         self.is_clock_trusted = True
@@ -101,7 +103,7 @@ class TufClient:
         """
         self._updater = None
         self._storage.make_directory(self._directory)
-        reference = reference_time(self._now(), self.high_water.mark.time)
+        reference = self._judge(self._now(), self.high_water.mark.time)
         self.is_clock_trusted = reference.is_trusted
         try:
             with typed_errors(self._directory):
@@ -121,19 +123,34 @@ class TufClient:
 
     def target(self, name: str) -> Target | None:
         """Return the signed target ``name``, or None if there is none."""
-        if self._updater is None:
-            raise RuntimeError("target() before refresh()")
-        try:
-            with typed_errors(self._directory):
-                info = self._updater.get_targetinfo(name)
-        except (DownloadError, RepositoryError) as err:
-            raise _translated(err) from err
+        info = self.target_file(name)
         if info is None:
             return None
         sha256 = info.hashes.get("sha256")
         if sha256 is None:
             raise UntrustedMetadata(f"{name}: expected a sha256 hash, got {sorted(info.hashes)}")
         return Target(name, info.length, sha256, info.custom)
+
+    def object_name(self, info: TargetFile) -> str:
+        """Return where a repository with consistent snapshots keeps ``info``: beside its hash.
+
+        Our own repositories name their payloads once and for all and need no such prefix; others
+        do (TUF specification 5.7.3).
+        """
+        if self._updater is None or not self._updater.is_consistent:
+            return f"targets/{info.path}"
+        directory, slash, base = info.path.rpartition("/")
+        return f"targets/{directory}{slash}{next(iter(info.hashes.values()))}.{base}"
+
+    def target_file(self, name: str) -> TargetFile | None:
+        """Return what python-tuf knows of target ``name``, or None if there is none."""
+        if self._updater is None:
+            raise RuntimeError("target() before refresh()")
+        try:
+            with typed_errors(self._directory):
+                return self._updater.get_targetinfo(name)
+        except (DownloadError, RepositoryError) as err:
+            raise _translated(err) from err
 
 
 class _Updater(Updater):
@@ -158,6 +175,11 @@ class _Updater(Updater):
         self._reference = reference
         super().__init__(str(directory), "metadata/", fetcher=fetcher, bootstrap=bootstrap)
         self._trusted_set.reference_time = reference.time
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the repository has consistent snapshots."""
+        return bool(self._trusted_set.root.consistent_snapshot)
 
     def checked_mark(self) -> Mark:
         """Return what is trusted after a refresh, once more compared with the record.
@@ -234,20 +256,12 @@ class _Fetcher(FetcherInterface):
         self._source = source
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        offset = 0
-        while True:
-            try:
-                piece = self._source.fetch(url, offset, CHUNK_BYTES)
-            except ObjectMissing as err:
-                raise DownloadHTTPError(str(err), NOT_FOUND) from err
-            except UpdateError as err:
-                raise DownloadError(str(err)) from err
-            yield piece.data
-            offset += len(piece.data)
-            if offset >= piece.total:
-                return
-            if not piece.data:
-                raise DownloadError(f"{url}: the source sent nothing at {offset} of {piece.total}")
+        try:
+            yield from self._source.stream(url)
+        except ObjectMissing as err:
+            raise DownloadHTTPError(str(err), NOT_FOUND) from err
+        except UpdateError as err:
+            raise DownloadError(str(err)) from err
 
 
 def _translated(err: Exception) -> UpdateError:

@@ -26,6 +26,7 @@ from typing import Any
 
 from ota.device.dir_source import DirSource
 from ota.device.flash import CountingCalls, FlashLedger
+from ota.device.http_source import HttpSource
 from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.device.store import Store
@@ -55,6 +56,8 @@ class Start:
     """A repository on a medium, instead of a broker."""
     flash_budget_bytes: int | None = None
     """What updates may write a day."""
+    http: HttpSource | None = None
+    """A repository on a web server, instead of a broker."""
 
 
 def parse_start(line: bytes) -> Start:
@@ -72,7 +75,8 @@ def parse_start(line: bytes) -> Start:
     repo, node = _text(fields, "repo"), _text(fields, "node")
     if not is_repo(repo) or not is_reply_topic(reply_topic(repo, node), repo):
         raise ConfigError(f"expected repo and node to be one topic level, got {repo!r}, {node!r}")
-    directory = fields.get("directory")
+    directory, http = fields.get("directory"), fields.get("http")
+    needs_broker = directory is None and http is None
     return Start(
         Path(_text(fields, "state_dir")),
         Path(_text(fields, "bundled_dir")),
@@ -80,9 +84,10 @@ def parse_start(line: bytes) -> Start:
         repo,
         node,
         Board(_text(fields, "hardware"), _text(fields, "agent_version")),
-        _parse_broker(fields.get("mqtt")) if directory is None else None,
+        _parse_broker(fields.get("mqtt")) if needs_broker else None,
         None if directory is None else Path(_text(fields, "directory")),
         _parse_budget(fields.get("flash_budget_bytes")),
+        None if http is None else _parse_http(http),
     )
 
 
@@ -204,6 +209,9 @@ def _only_worker(directory: Path) -> Iterator[None]:
 
 
 def _open_source(start: Start, agent: AgentLink) -> Source:
+    if start.http is not None:
+        start.http.is_stopped = agent.is_stopped
+        return start.http
     if start.broker is None:
         return DirSource(start.directory or Path())
     return MqttSource(start.broker, start.repo, start.node, agent.is_stopped)
@@ -219,7 +227,7 @@ def _read_root(path: Path) -> bytes:
 
 def _parse_broker(fields: Any) -> Broker:
     if not isinstance(fields, dict):
-        raise ConfigError("expected mqtt or directory, got neither")
+        raise ConfigError("expected mqtt, directory or http, got none")
     port, username, password = (fields.get(key) for key in ("port", "username", "password"))
     if type(port) is not int:
         raise ConfigError(f"expected mqtt.port to be a number, got {port!r}")
@@ -237,6 +245,13 @@ def _parse_budget(value: Any) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
         raise ConfigError(f"expected flash_budget_bytes to be a number or null, got {value!r}")
     return value
+
+
+def _parse_http(fields: Any) -> HttpSource:
+    if not isinstance(fields, dict):
+        raise ConfigError(f"expected http to be an object with a url, got {fields!r}")
+    tls = _parse_tls(fields.get("tls"))
+    return HttpSource(_text(fields, "url"), None if tls is None else tls.context())
 
 
 def _parse_tls(fields: Any) -> Tls | None:

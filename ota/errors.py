@@ -29,6 +29,7 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         ObjectMissing         the other side has no such object
       WireError             a peer sent a message that breaks the protocol
       Busy                  another worker is at it
+      Gated                 a condition holds the next stage back
       Cancelled             we were asked to stop; progress is kept
 
 Whatever is raised, the committed model stays in place.
@@ -207,6 +208,17 @@ class Busy(UpdateError):
     code = "busy"
     exit_code = EX_TEMPFAIL
     retry_after_s = 10.0  # a worker that was told to stop needs a second or two
+
+
+class Gated(UpdateError):
+    """A condition (battery, heat, network, load, hours) holds the next stage back."""
+
+    code = "gated"
+    exit_code = EX_TEMPFAIL
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Cancelled(UpdateError):

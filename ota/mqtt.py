@@ -118,6 +118,8 @@ class Link:
         self._ready = threading.Event()
         self._refusal: ReasonCode | None = None
         self.is_v5 = False
+        self.max_packet_bytes: int | None = None
+        """The longest packet that the broker takes, where it says so (MQTT 5)."""
 
     def open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """Connect and subscribe.
@@ -208,8 +210,9 @@ class Link:
         return client
 
     def _connected(
-        self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _props: Any
+        self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, props: Any
     ) -> None:
+        self.max_packet_bytes = getattr(props, "MaximumPacketSize", None)
         if reason.is_failure:
             self._refusal = reason
             self._ready.set()

@@ -32,6 +32,9 @@ class Journal:
     """Payloads that could not be used here, by hash."""
     in_place: bool = False
     """Whether there was no room for a slot when the payload was chosen."""
+    failed_as: str = ""
+    """Code of the last failure, and how often in a row it came without any progress."""
+    failures: int = 0
 
 
 def load_journal(path: Path) -> Journal:
@@ -61,6 +64,8 @@ def save_journal(storage: Storage, path: Path, journal: Journal) -> None:
         "trials": journal.trials,
         "refused": journal.refused[-MAX_REFUSED:],
         "in_place": journal.in_place,
+        "failed_as": journal.failed_as,
+        "failures": journal.failures,
     }
     storage.replace(path, json.dumps(fields).encode())
 
@@ -73,6 +78,14 @@ def _parse(fields: Any) -> Journal:
             "trials": int(trials),
             "refused": list(refused),
         } if state in {known.value for known in State}:
-            in_place = fields.get("in_place") is True
-            return Journal(State(state), payload, trials, [str(item) for item in refused], in_place)
+            code, failures = fields.get("failed_as"), fields.get("failures")
+            return Journal(
+                State(state),
+                payload,
+                trials,
+                [str(item) for item in refused],
+                fields.get("in_place") is True,
+                code if isinstance(code, str) else "",
+                failures if type(failures) is int else 0,
+            )
     return Journal()

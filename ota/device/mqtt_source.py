@@ -1,7 +1,8 @@
 """A repository behind a broker: pulls stretches of objects by request and response.
 
-A window of requests is on its way at any time.  A request that stays without an answer is sent
-again, later each time; the same answer twice, or late, is harmless.  The budget is silence: when
+A window of requests is on its way at any time; its size and the length of each request adapt
+(``ota.window``).  A request that stays without an answer is sent again, later each time; the same
+answer twice, or late, is harmless.  The budget is silence: when
 nothing at all has come for ``PATIENCE_S`` the pull ends with a ``TransportError``, and the caller
 decides when to come back.  Reconnecting is the link's business and looks like silence from here.
 """
@@ -14,12 +15,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ota.device.source import Piece, Source
 from ota.errors import Cancelled, ObjectMissing, TransportError, WireError
 from ota.mqtt import Broker, Link, Message
+from ota.window import MAX_WAIT_S, MAX_WINDOW, Window
 from ota.wire import (
+    MAX_CHUNK_BYTES,
+    MAX_HEADER_BYTES,
+    MIN_CHUNK_BYTES,
     NOT_FOUND,
     OK,
     UNAVAILABLE,
@@ -31,21 +36,26 @@ from ota.wire import (
     request_topic,
 )
 
-WINDOW = 8  # 512 KiB on the way: 5 MB/s at a round trip of 100 ms, far below any broker's queue
-FIRST_WAIT_S = 2.0  # a window of 512 KiB needs 2 s at 2 Mbit/s
-MAX_WAIT_S = 16.0
 PATIENCE_S = 45.0  # a broker restart plus the longest pause between two reconnects
-MAX_WAITING_ANSWERS = 4 * WINDOW  # more than we asked for: somebody floods our topic
+MAX_WAITING_ANSWERS = 4 * MAX_WINDOW  # more than we asked for: somebody floods our topic
 TICK_S = 0.2  # how soon a cancel is noticed
+OVERHEAD_BYTES = MAX_HEADER_BYTES + 512  # of a message: our header, topic, properties
 
 
 @dataclass(slots=True)
 class _Waiting:
     """A request without an answer yet."""
 
+    number: int
     request: Request
+    range: tuple[int, int]
+    """What the caller asked for; the request is all of it or a part."""
+    sent_s: float
     wait_s: float
     due_s: float
+    planned_end: int
+    """Where the request ended when it was first sent; it may be shortened later."""
+    n_sent: int = 1
 
 
 class MqttSource(Source):
@@ -73,6 +83,7 @@ class MqttSource(Source):
         self._session = f"{random.getrandbits(32):08x}"
         self._n_requests = 0
         self._is_open = False
+        self._learnt: Window | None = None
 
     def fetch(self, name: str, offset: int, length: int) -> Piece:
         """Return up to ``length`` bytes of object ``name``; fewer only at its end."""
@@ -83,44 +94,72 @@ class MqttSource(Source):
         if not self._is_open:
             self._link.open()
             self._is_open = True
-        todo = deque(ranges)
+        window = self._window()
+        parts = _Parts(ranges)
         waiting: dict[str, _Waiting] = {}
         quiet_until_s = time.monotonic() + PATIENCE_S
-        while todo or waiting:
-            while todo and len(waiting) < WINDOW:
-                entry = self._first_try(name, *todo.popleft())
+        while parts.todo or waiting:
+            while parts.todo and len(waiting) < window.n_requests:
+                entry = self._first_try(name, parts.next(window.piece_bytes), window)
                 waiting[entry.request.id] = entry
             response = self._next_response(waiting)
             now_s = time.monotonic()
-            if response is None:
+            if response is None or response.status == UNAVAILABLE:
+                # Unavailable is sent again when due: the responder asked for patience.
                 if now_s > quiet_until_s:
                     raise TransportError(f"{name}: nobody answered for {PATIENCE_S:g} s")
-                self._send_again(waiting.values(), now_s)
+                self._send_again(waiting.values(), now_s, window)
                 continue
-            if response.status == UNAVAILABLE:
-                continue  # it is sent again when due: the responder asked for patience
             quiet_until_s = now_s + PATIENCE_S
-            yield _piece(waiting.pop(response.id).request, response)
+            entry = waiting.pop(response.id)
+            window.answered(now_s - entry.sent_s, was_repeated=entry.n_sent > 1)
+            piece = _piece(entry, response)
+            if len(piece.data) < entry.request.length and piece.data:
+                # The other end's broker takes no more.  Anybody may say so: not below a sane size.
+                window.limit(max(len(piece.data), MIN_CHUNK_BYTES))
+            whole = parts.add(entry, piece)
+            if whole is not None:
+                yield whole
+
+    def _window(self) -> Window:
+        """Return the window of a new pull: what was learnt in the one before is kept."""
+        limit = MAX_CHUNK_BYTES
+        if self._link.max_packet_bytes is not None:
+            limit = min(limit, max(1, self._link.max_packet_bytes - OVERHEAD_BYTES))
+        if self._learnt is None or self._learnt.piece_limit > limit:
+            self._learnt = Window(limit)
+        return self._learnt
 
     def close(self) -> None:
         """Disconnect."""
         self._link.close()
         self._is_open = False
 
-    def _first_try(self, name: str, offset: int, length: int) -> _Waiting:
+    def _first_try(self, name: str, part: _Part, window: Window) -> _Waiting:
         self._n_requests += 1
         request_id = f"{self._session}-{self._n_requests:x}"
-        request = Request(request_id, name, offset, length, self._reply_to)
-        entry = _Waiting(request, FIRST_WAIT_S, time.monotonic() + FIRST_WAIT_S)
+        request = Request(request_id, name, part.offset, part.length, self._reply_to)
+        now_s = time.monotonic()
+        due_s = now_s + window.wait_s
+        end = part.offset + part.length
+        entry = _Waiting(self._n_requests, request, part.range, now_s, window.wait_s, due_s, end)
         self._send(entry)
         return entry
 
-    def _send_again(self, waiting: Iterable[_Waiting], now_s: float) -> None:
+    def _send_again(self, waiting: Iterable[_Waiting], now_s: float, window: Window) -> None:
         for entry in waiting:
             if now_s >= entry.due_s:
+                window.lost(entry.number, self._n_requests)
                 entry.wait_s = min(2 * entry.wait_s, MAX_WAIT_S)
                 entry.due_s = now_s + entry.wait_s * random.uniform(0.5, 1.0)
+                entry.n_sent += 1
+                self._shorten(entry, window)
                 self._send(entry)
+
+    def _shorten(self, entry: _Waiting, window: Window) -> None:
+        """Ask for less the next time; what is cut off is asked for after the answer."""
+        if entry.request.length > window.piece_bytes:
+            entry.request = replace(entry.request, length=window.piece_bytes)
 
     def _send(self, entry: _Waiting) -> None:
         self._link.publish(
@@ -150,13 +189,59 @@ class MqttSource(Source):
             self._inbox.put_nowait(message.payload)
 
 
-def _piece(request: Request, response: Response) -> Piece:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request's share of a range that the caller asked for."""
+
+    range: tuple[int, int]
+    offset: int
+    length: int
+
+
+class _Parts:
+    """Cuts ranges into requests, and puts the answers together again."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.todo = deque(_Part(each, *each) for each in ranges)
+        self._got: dict[tuple[int, int], dict[int, bytes]] = {}
+
+    def next(self, piece_bytes: int) -> _Part:
+        """Return the next request to send, at most ``piece_bytes`` long."""
+        part = self.todo.popleft()
+        if part.length > piece_bytes:
+            rest = part.length - piece_bytes
+            self.todo.appendleft(_Part(part.range, part.offset + piece_bytes, rest))
+            part = _Part(part.range, part.offset, piece_bytes)
+        return part
+
+    def add(self, entry: _Waiting, piece: Piece) -> Piece | None:
+        """Take an answer; returns the whole range when nothing of it is missing any more."""
+        offset, length = entry.range
+        length = min(length, max(0, piece.total - offset))
+        if piece.offset == offset and len(piece.data) >= length:
+            return piece
+        got = self._got.setdefault(entry.range, {})
+        got[piece.offset] = piece.data
+        end = piece.offset + len(piece.data)
+        stop = min(entry.planned_end, offset + length)
+        if end < stop:  # it was shortened, here or there
+            self.todo.appendleft(_Part(entry.range, end, stop - end))
+        if sum(map(len, got.values())) < length:
+            return None
+        del self._got[entry.range]
+        data = b"".join(got[start] for start in sorted(got))
+        return Piece(offset, data[:length], piece.total)
+
+
+def _piece(entry: _Waiting, response: Response) -> Piece:
+    request = entry.request
+    asked = entry.planned_end - request.offset  # an answer may be to the first, longer request
     if response.status == NOT_FOUND:
         raise ObjectMissing(f"{request.object}: no such object in the repository")
     if response.status != OK or response.offset != request.offset:
         raise TransportError(f"{request.object}: expected status {OK}, got {response.status}")
-    expected = max(0, min(request.length, response.total - request.offset))
-    if len(response.data) != expected:
+    expected = max(0, min(asked, response.total - request.offset))
+    if len(response.data) > expected or (expected and not response.data):
         raise TransportError(
             f"{request.object}: expected {expected} bytes at {request.offset}, "
             f"got {len(response.data)}"

@@ -6,13 +6,15 @@ action.  Every action can be carried out twice, so nothing here asks how the las
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ota.conditions import FETCH, STAGE, TRIAL, Limits, Samples, decide
 from ota.device.download import Download
 from ota.device.flash import FlashLedger
 from ota.device.journal import load_journal, save_journal
@@ -22,6 +24,7 @@ from ota.device.store import Store
 from ota.device.tuf_client import Target, TufClient
 from ota.errors import (
     Cancelled,
+    Gated,
     NoPayload,
     PayloadError,
     ReleaseRefused,
@@ -32,6 +35,7 @@ from ota.errors import (
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
+from ota.retry import retry_after_s
 from ota.storage import RESERVE_BYTES, Storage, read_release, verify_directory
 from ota.trust import (
     MAX_PAYLOAD_BYTES,
@@ -85,6 +89,10 @@ class Agent(Protocol):
         """Raise ``Cancelled`` if the agent wants us to stop."""
         ...
 
+    def samples(self) -> Samples:
+        """Return what the device is like now, as far as the agent has said."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Board:
@@ -92,6 +100,8 @@ class Board:
 
     hardware: str
     agent_version: str
+    limits: Limits = field(default_factory=Limits)
+    """When the stages of an update may begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +197,7 @@ class Updater:
             self._journal.refused.append(self._plan.payload.sha256)
             self._save()
             return Event.PAYLOAD_REFUSED
-        if isinstance(err, (Cancelled, TransportError, StorageError)):
+        if isinstance(err, (Cancelled, Gated, TransportError, StorageError)):
             return Event.INTERRUPTED
         return Event.FAILED
 
@@ -215,8 +225,6 @@ class Updater:
     def _refresh(self) -> Event:
         self._store.recover()
         self._tuf.refresh()
-        if not self._tuf.is_clock_trusted:
-            self._agent.report({"event": "warning", "code": "clock_untrusted"})
         base = self._store.active_release()
         offer, release_sha256 = self._offer(base.name)
         state = self._store.state()
@@ -249,6 +257,7 @@ class Updater:
         return Event.RELEASE_ACCEPTED
 
     def _fetch(self) -> Event:
+        self._gate(FETCH)
         plan = self._the_plan()
         download = Download(self._source, self._storage, plan.payload, self._payload_path)
         shown = -1.0
@@ -267,6 +276,7 @@ class Updater:
         return Event.PAYLOAD_VERIFIED
 
     def _stage(self) -> Event:
+        self._gate(STAGE)
         plan = self._the_plan()
         stager = Stager(self._store, self._storage, self._agent.check_stop)
         if plan.in_place:
@@ -281,6 +291,7 @@ class Updater:
         if self._journal.trials >= MAX_TRIALS:
             self._verdict = Verdict(False, f"no verdict in {MAX_TRIALS} trials")
             return Event.TRIAL_FAILED
+        self._gate(TRIAL)
         self._journal.trials += 1
         self._save()
         if plan.in_place:
@@ -320,6 +331,12 @@ class Updater:
             }
         )
         return self._agent.verdict()
+
+    def _gate(self, stage: str) -> None:
+        """Raise ``Gated`` if a condition holds ``stage`` back."""
+        hold = decide(stage, self._agent.samples(), self._board.limits)
+        if hold is not None:
+            raise Gated(f"{stage} waits for {hold.reason}: {hold.detail}", hold.retry_after_s)
 
     def _commit(self) -> None:
         plan = self._the_plan()
@@ -364,14 +381,28 @@ class Updater:
         error = self._error
         if error is None:
             raise RuntimeError("stopped without a reason: the table of ota.machine is wrong")
+        wait_s = self._wait_s(error)
         self._agent.report(
             {
                 "event": "failed",
                 "code": error.code,
                 "message": str(error),
-                "retry_after_s": error.retry_after_s,
+                "retry_after_s": wait_s,
             }
         )
+
+    def _wait_s(self, error: UpdateError) -> float | None:
+        """Return when to try again, and count the try; a count that cannot be kept starts over."""
+        journal = self._journal
+        is_same = journal.failed_as == error.code and not self._fetched_bytes
+        journal.failures = journal.failures + 1 if is_same else 1
+        journal.failed_as = error.code
+        with suppress(StorageError):
+            self._save()
+        wait_s = retry_after_s(error.code, journal.failures, random.random())
+        if wait_s is None or error.retry_after_s is None:
+            return wait_s
+        return max(wait_s, error.retry_after_s) if isinstance(error, Gated) else wait_s
 
     # Reading what is signed.
 
@@ -430,6 +461,8 @@ class Updater:
         self._journal.payload_sha256 = None
         self._journal.trials = 0
         if not keep_refused:
+            self._journal.failures = 0
+        if not keep_refused:
             self._journal.refused.clear()
         self._save()
 
@@ -446,5 +479,6 @@ class Updater:
                 "state": self._machine.state.value,
                 "progress": None if progress is None else round(progress, 4),
                 "detail": detail,
+                "clock_untrusted": not self._tuf.is_clock_trusted,
             }
         )

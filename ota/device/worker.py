@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ota.conditions import Samples, parse_limits, parse_samples
 from ota.device.dir_source import DirSource
 from ota.device.flash import CountingCalls, FlashLedger
 from ota.device.http_source import HttpSource
@@ -83,7 +84,11 @@ def parse_start(line: bytes) -> Start:
         Path(_text(fields, "root_file")),
         repo,
         node,
-        Board(_text(fields, "hardware"), _text(fields, "agent_version")),
+        Board(
+            _text(fields, "hardware"),
+            _text(fields, "agent_version"),
+            parse_limits(fields.get("limits")),
+        ),
         _parse_broker(fields.get("mqtt")) if needs_broker else None,
         None if directory is None else Path(_text(fields, "directory")),
         _parse_budget(fields.get("flash_budget_bytes")),
@@ -100,10 +105,13 @@ class AgentLink:
         self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._is_quiet = threading.Event()
+        self._samples = Samples()
 
     def read_start(self) -> Start:
         """Read the first line, then listen in the background."""
-        start = parse_start(self._input.readline(MAX_LINE_BYTES))
+        line = self._input.readline(MAX_LINE_BYTES)
+        start = parse_start(line)
+        self._samples = parse_samples(json.loads(line).get("conditions"))
         threading.Thread(target=self._listen, name="agent", daemon=True).start()
         return start
 
@@ -133,6 +141,10 @@ class AgentLink:
         if self.is_stopped():
             raise Cancelled("asked to stop; what was done is kept")
 
+    def samples(self) -> Samples:
+        """Return what the agent said last about the device."""
+        return self._samples
+
     def is_stopped(self) -> bool:
         """Say whether the agent wants us to stop, or is gone."""
         return self._stop.is_set()
@@ -144,6 +156,8 @@ class AgentLink:
                     break
                 case {"op": "quiet"}:
                     self._is_quiet.set()
+                case {"op": "conditions", **rest}:
+                    self._samples = parse_samples(rest)
                 case {"op": "trial", "ok": bool(is_good), **rest}:
                     self._verdicts.put(Verdict(is_good, str(rest.get("reason", ""))))
         self._stop.set()

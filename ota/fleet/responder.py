@@ -12,6 +12,8 @@ from pathlib import Path
 from ota.errors import WireError
 from ota.mqtt import Broker, Link, Message
 from ota.wire import (
+    MAX_CHUNK_BYTES,
+    MAX_HEADER_BYTES,
     NOT_FOUND,
     OK,
     RANGE_NOT_SATISFIABLE,
@@ -28,6 +30,7 @@ from ota.wire import (
 MAX_QUEUED_BYTES = 32 << 20  # 64 devices with a full window each; a second at 256 Mbit/s
 EXPIRY_S = 30  # a device has asked again long before; later an answer is only in the way
 PUBLISH_TIMEOUT_S = 15.0
+OVERHEAD_BYTES = MAX_HEADER_BYTES + 512  # of a message: our header, topic, properties
 
 
 class Responder:
@@ -87,12 +90,17 @@ class Responder:
                 if request.offset > total:
                     return _refusal(request, RANGE_NOT_SATISFIABLE)
                 file.seek(request.offset)
-                data = file.read(request.length)
+                data = file.read(min(request.length, self._limit()))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return _refusal(request, NOT_FOUND)
         except OSError:
             return _refusal(request, UNAVAILABLE)
         return Response(request.id, OK, request.offset, total, data)
+
+    def _limit(self) -> int:
+        """Return how many bytes fit into one message; a device asks for the rest."""
+        longest = self._link.max_packet_bytes
+        return MAX_CHUNK_BYTES if longest is None else max(1, longest - OVERHEAD_BYTES)
 
     def _written(self, mid: int) -> None:
         self._queued_bytes -= self._queued.pop(mid, 0)

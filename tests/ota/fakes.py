@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ota.conditions import Samples
 from ota.device.source import Piece, Source
 from ota.errors import ObjectMissing
 from ota.storage import Disk, OpenFile, typed_errors
@@ -127,6 +128,10 @@ class ScriptedAgent:
         self.stop_after: int | None = None
         self.n_checks = 0
         self.n_quiesced = 0
+        self.now = Samples()
+
+    def samples(self):
+        return self.now
 
     def report(self, event) -> None:
         self.said.append(dict(event))

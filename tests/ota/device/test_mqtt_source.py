@@ -125,3 +125,28 @@ def test_no_broker_is_a_transport_error_that_names_it():
     with pytest.raises(TransportError, match=f"127.0.0.1:{port}"):
         pulling.fetch("targets/data", 0, 4)
     pulling.close()
+
+
+def test_pieces_fit_what_the_broker_says_it_takes(repo):
+    if mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed")
+    with (
+        Mosquitto(extra="max_packet_size 10000") as small,
+        responding(small, repo),
+        source(small) as pulling,
+    ):
+        assert pulling.fetch("targets/data", 7, 50_000).data == DATA[7:50_007]
+        pieces = sorted(pulling.pull("targets/data", ranges(len(DATA), CHUNK_BYTES)), key=by)
+    assert b"".join(piece.data for piece in pieces) == DATA
+
+
+def test_a_responder_that_gives_less_is_asked_for_the_rest(mosquitto, repo, monkeypatch):
+    monkeypatch.setattr(Responder, "_limit", lambda _self: 3000)
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pieces = sorted(pulling.pull("targets/data", ranges(len(DATA), CHUNK_BYTES)), key=by)
+    assert [(p.offset, len(p.data)) for p in pieces] == ranges(len(DATA), CHUNK_BYTES)
+    assert b"".join(piece.data for piece in pieces) == DATA
+
+
+def by(piece):
+    return piece.offset

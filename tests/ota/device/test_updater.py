@@ -8,13 +8,16 @@ import shutil
 import pytest
 from tuf.api.metadata import Metadata
 
+from ota.conditions import Samples
 from ota.device.dir_source import DirSource
+from ota.device.high_water import HighWater
 from ota.device.store import Store
 from ota.device.updater import MAX_TRIALS, Board, Updater, Verdict
 from ota.errors import (
     Cancelled,
     Downgrade,
     ExpiredMetadata,
+    Gated,
     NoPayload,
     ObjectMissing,
     Quarantined,
@@ -27,7 +30,7 @@ from ota.fleet.keys import create_keys, load_key
 from ota.fleet.repository import Repository
 from ota.storage import Disk, read_release, verify_directory
 from ota.trust import delta_target, full_target
-from tests.ota.fakes import FailingDisk, ScriptedAgent
+from tests.ota.fakes import FailingDisk, MemorySource, ScriptedAgent
 from tests.ota.harness import make_fleet
 from tests.ota.models import Shape, flip, random_shards, write_model
 
@@ -237,7 +240,7 @@ def test_a_rotten_base_is_noticed_in_the_result_and_repaired_by_the_full_image(
 def test_a_missing_repository_is_tried_again_later(device, tmp_path):
     error = device.run(source=DirSource(tmp_path / "nothing"))
     assert isinstance(error, TransportError)
-    assert device.last["retry_after_s"] == 60
+    assert 15 <= device.last["retry_after_s"] <= 60  # jittered
 
 
 def test_a_payload_that_is_gone_is_tried_again_later(own_device):
@@ -367,3 +370,31 @@ def test_what_is_committed_is_told_so_even_if_clearing_up_fails(tmp_path, fleet)
     assert (device.path / "ota" / "payload.part").exists()
     assert device.run() is None
     assert not (device.path / "ota" / "payload.part").exists()
+
+
+def test_a_condition_holds_a_stage_back_and_the_next_run_goes_on(device, monkeypatch):
+    monkeypatch.setattr(ScriptedAgent, "samples", lambda _self: Samples(0.1, False))
+    assert isinstance(device.run(GOOD), Gated)
+    assert device.last["code"] == "gated" and device.last["retry_after_s"] > 0
+    assert whole(device) == "1.0.0"
+    monkeypatch.undo()
+    assert device.run(GOOD) is None
+    assert whole(device) == "1.1.0"
+
+
+def test_failing_again_and_again_waits_longer(device):
+    waits = []
+    for _ in range(6):
+        device.run(source=MemorySource({}))
+        waits.append(device.last["retry_after_s"])
+    assert waits[0] < waits[-1]
+    assert device.run(GOOD) is None
+
+
+def test_a_lost_store_does_not_allow_an_older_counter(own_device):
+    assert own_device.run(GOOD) is None
+    assert own_device.run(GOOD) is None  # nothing new; what was committed is in the record
+    record = HighWater(Disk(), own_device.path / "ota" / "tuf.highwater")
+    assert record.counter("edge-test") == 2
+    (own_device.path / "models" / "store.json").unlink()
+    assert isinstance(own_device.run(GOOD), Downgrade)

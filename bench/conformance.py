@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The client contract of tuf-conformance, on the product's own fetchers, store and trust.
 
 tuf-conformance (github.com/theupdateframework/tuf-conformance) is the public suite that judges TUF

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from securesystemslib.signer._crypto_signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile
 
-from ota.fleet import conformance
+from bench import conformance
 from tests.brokers import Mosquitto, mosquitto_path
 from tests.ota.simulator import Simulator, in_days, web_server
 

@@ -1,10 +1,11 @@
 """A TCP proxy that is a bad link: a rate, a delay, and stalls that model loss.
 
-The kernel's own emulation (netem) is not there in every container, so this works on the byte stream,
-in pieces of one segment.  A lost segment holds back itself and all that follow it for one round trip
-more, as selective acknowledgement and a fast retransmit do (head-of-line blocking).  The sender's
-congestion window is *not* modelled: the figures are what the protocol above TCP makes of a link that
-TCP keeps full (BBR does at 2 % loss; a loss-based sender alone would fall to about 1 Mbit/s).
+The kernel's own emulation (netem) is not there in every container, so this works on the byte
+stream, in pieces of one segment.  A lost segment holds back itself and all that follow it for one
+round trip more, as selective acknowledgement and a fast retransmit do (head-of-line blocking).  The
+sender's congestion window is *not* modelled: the figures are what the protocol above TCP makes of a
+link that TCP keeps full.  A loss-based TCP sender alone would fall to about 1 Mbit/s here (MSS /
+RTT x 1.22 / sqrt(loss), Mathis et al. 1997), whatever is carried over it.
 """
 
 from __future__ import annotations

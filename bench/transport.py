@@ -3,8 +3,8 @@
     python bench/transport.py [--quick]     writes bench/results/transport-<date>.json
 
 Part 1, loopback Mosquitto: MB/s by length of a request and fixed window, TCP_NODELAY on and off at
-every end.  Part 2: the share of a 20 Mbit/s link with 100 ms and 2 % loss (``slow_link.py``) that the
-adaptive window gets, payload bytes only.
+every end.  Part 2: the share of a 20 Mbit/s link with 100 ms and 2 % loss (``slow_link.py``) that
+the adaptive window gets, payload bytes only.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
         path = Path(scratch) / "targets" / "data"
         path.parent.mkdir()
         path.write_bytes(bytes(range(251)) * (200_000_000 // 251))
-        result = {"date": str(datetime.date.today())}
+        result = {"date": str(datetime.datetime.now(datetime.UTC).date())}
         if not args.quick and args.part != "link":
             result["loopback"] = table(Path(scratch), path.stat().st_size)
         if args.part != "table":

@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from ota.errors import ConfigError, UpdateError
+from ota.fleet.keys import ROLES
 from ota.fleet.repository import Added, Repository
 from ota.fleet.responder import Responder, publish_notice
 from ota.mqtt import Broker, Tls
 
 PASSWORD_VARIABLE = "EDGEOTA_MQTT_PASSWORD"  # noqa: S105 - a name; not an option: others can read command lines
 WARN_DAYS = 14  # what expires sooner is shown as such: two weeks are enough to act
+
+
+class ExpiresSoon(UpdateError):
+    """Something expires within the days that were asked about."""
+
+    code = "expires_soon"
+    exit_code = os.EX_TEMPFAIL
+
 
 Result = tuple[dict[str, Any], str]
 """What a command says: as JSON, and to a person."""
@@ -42,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _init(args: argparse.Namespace) -> Result:
-    repo = Repository.create(args.repo, args.name or args.repo.resolve().name, args.keys)
+    name = args.name or args.repo.resolve().name
+    repo = Repository.create(args.repo, name, args.keys, args.root_keys, args.threshold)
     root = args.repo / "metadata" / "1.root.json"
     fields = {"repo": repo.name, "root_file": str(root)}
     return fields, f"made repository {repo.name}; devices need {root}"
@@ -115,6 +125,31 @@ def _status(args: argparse.Namespace) -> Result:
     return status, "\n".join(lines)
 
 
+def _expiry(args: argparse.Namespace) -> Result:
+    roles = Repository.open(args.repo, args.keys).status()["roles"]
+    soon = sorted(role for role, entry in roles.items() if entry["days_left"] < args.days)
+    lines = [f"{role:<10} {entry['expires']}" for role, entry in roles.items()]
+    if soon:
+        raise ExpiresSoon(f"{', '.join(soon)}: fewer than {args.days} days left; publish again")
+    return {"roles": roles, "soon": soon}, "\n".join(lines)
+
+
+def _keys_list(args: argparse.Namespace) -> Result:
+    keys = Repository.open(args.repo, args.keys).keys()
+    lines = [
+        f"{role:<10} {entry['threshold']} of {' '.join(key[:16] for key in entry['keys'])}"
+        for role, entry in keys.items()
+    ]
+    return {"roles": keys}, "\n".join(lines)
+
+
+def _keys_rotate(args: argparse.Namespace) -> Result:
+    version = Repository.open(args.repo, args.keys).rotate(args.role)
+    return {"role": args.role, "root": version}, (
+        f"{args.role} has new keys as of root version {version}; take the root's keys away again"
+    )
+
+
 def _fields(added: Added) -> dict[str, Any]:
     return {
         "target": added.target,
@@ -152,6 +187,10 @@ def _parser() -> argparse.ArgumentParser:
 
     init = add("init", _init, "make a repository and its keys")
     init.add_argument("--name", help="its name in topics (the directory's name)")
+    init.add_argument("--root-keys", type=int, default=1, metavar="N", help="root keys to make (1)")
+    init.add_argument(
+        "--threshold", type=int, default=1, metavar="M", help="how many of them must sign (1)"
+    )
 
     release = add("release", _release, "add a model directory as the current release")
     release.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
@@ -170,6 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = add("serve", _serve, "answer devices over MQTT until interrupted")
     _add_mqtt(serve, required=True)
     add("status", _status, "show versions, expiry and releases")
+    expiry = add("expiry", _expiry, "show what expires when; exit code 75 if soon (for cron)")
+    expiry.add_argument("--days", type=int, default=WARN_DAYS, help=f"what is soon ({WARN_DAYS})")
+    add("keys-list", _keys_list, "show which keys sign each role")
+    rotate = add("keys-rotate", _keys_rotate, "give a role new keys, signed by the root's")
+    rotate.add_argument("role", choices=ROLES)
     return parser
 
 

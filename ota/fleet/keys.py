@@ -1,46 +1,89 @@
-"""The signing keys of a repository: one Ed25519 key a role, PEM files that only their owner reads.
+"""The signing keys of a repository: Ed25519, one PEM file a key that only its owner reads.
 
-The root key is used once, at ``edgeota init``; take it off the machine afterwards.
+``root.pem``, ``root-2.pem``, ... are the root's keys, of which a threshold must sign; the other
+roles have one each.  Root keys are used at ``edgeota init`` and ``edgeota keys-rotate``; keep them
+off the machine in between.  With ``$EDGEOTA_KEY_PASSPHRASE`` they are written encrypted.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from securesystemslib.signer._crypto_signer import CryptoSigner
 
 from ota.errors import ConfigError
 
+PASSPHRASE_VARIABLE = "EDGEOTA_KEY_PASSPHRASE"  # noqa: S105 - a name
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
-def create_keys(directory: Path) -> dict[str, CryptoSigner]:
-    """Make a key for each role.
+def create_keys(directory: Path, n_root: int = 1) -> dict[str, list[CryptoSigner]]:
+    """Make the keys of each role, ``n_root`` of them for the root.
 
     Raises:
         ConfigError: there are keys already; they are not overwritten.
     """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    counts = {role: n_root if role == "root" else 1 for role in ROLES}
+    return {role: create_role_keys(directory, role, n) for role, n in counts.items()}
+
+
+def create_role_keys(directory: Path, role: str, n_keys: int) -> list[CryptoSigner]:
+    """Make the keys of one role.
+
+    Raises:
+        ConfigError: there are keys already; they are not overwritten.
+    """
+    signers = [CryptoSigner.generate_ed25519() for _ in range(n_keys)]
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        signers = {role: CryptoSigner.generate_ed25519() for role in ROLES}
-        for role, signer in signers.items():
+        for number, signer in enumerate(signers, 1):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(_path(directory, role), flags, 0o600), "wb") as file:
-                file.write(signer.private_bytes)
+            path = _path(directory, role, number)
+            with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+                file.write(_pem(signer, role))
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as err:
         raise ConfigError(f"{err.filename}: {err.strerror}; choose another --keys") from err
     return signers
 
 
+def load_keys(directory: Path, role: str) -> list[CryptoSigner]:
+    """Read all keys of a role that are here; they need not all be.
+
+    Raises:
+        ConfigError: none is here, or others may read one.
+    """
+    signers = [load_key(directory, role)] if _path(directory, role).exists() else []
+    signers += [_load(path) for path in sorted(directory.glob(f"{role}-*.pem"))]
+    return signers or [load_key(directory, role)]
+
+
+def retire_keys(directory: Path, role: str) -> None:
+    """Rename the keys of a role, so that new ones take their place."""
+    for path in [_path(directory, role), *directory.glob(f"{role}-*.pem")]:
+        if path.exists():
+            path.rename(path.with_suffix(f".retired-{time.time_ns()}"))
+
+
 def load_key(directory: Path, role: str) -> CryptoSigner:
-    """Read one role's key.
+    """Read a role's first key.
 
     Raises:
         ConfigError: it is missing, or others may read it.
     """
-    path = _path(directory, role)
+    return _load(_path(directory, role))
+
+
+def _load(path: Path) -> CryptoSigner:
     try:
         mode = path.stat().st_mode
         text = path.read_bytes()
@@ -48,11 +91,28 @@ def load_key(directory: Path, role: str) -> CryptoSigner:
         raise ConfigError(f"{path}: {err.strerror}; give the key directory with --keys") from err
     if mode & 0o077:
         raise ConfigError(f"{path}: expected mode 0600, got {mode & 0o777:04o}; chmod 600 it")
+    passphrase = _passphrase() if b"ENCRYPTED" in text[:64] else None
     try:
-        return CryptoSigner(load_pem_private_key(text, None))
-    except ValueError as err:
-        raise ConfigError(f"{path}: expected a PEM private key ({err})") from err
+        return CryptoSigner(load_pem_private_key(text, passphrase))
+    except (ValueError, TypeError) as err:
+        raise ConfigError(
+            f"{path}: expected a PEM private key, and its ${PASSPHRASE_VARIABLE} if it is "
+            f"encrypted ({err})"
+        ) from err
 
 
-def _path(directory: Path, role: str) -> Path:
-    return directory / f"{role}.pem"
+def _pem(signer: CryptoSigner, role: str) -> bytes:
+    passphrase = _passphrase()
+    if role != "root" or passphrase is None:
+        return bytes(signer.private_bytes)
+    key = load_pem_private_key(signer.private_bytes, None)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
+
+
+def _passphrase() -> bytes | None:
+    value = os.environ.get(PASSPHRASE_VARIABLE)
+    return value.encode() if value else None
+
+
+def _path(directory: Path, role: str, number: int = 1) -> Path:
+    return directory / (f"{role}.pem" if number == 1 else f"{role}-{number}.pem")

@@ -40,7 +40,7 @@ from tuf.api.metadata import Metadata
 from ota.container import Container
 from ota.encoder import Encoder
 from ota.errors import ConfigError
-from ota.fleet.keys import ROLES, create_keys, load_key
+from ota.fleet.keys import ROLES, create_keys, create_role_keys, load_keys, retire_keys
 from ota.release import RELEASE_FILE, Release, is_version, short_root
 from ota.storage import Directory, Disk, OpenFile, typed_errors, verify_directory
 from ota.trust import (
@@ -53,11 +53,12 @@ from ota.trust import (
 )
 from ota.wire import CHUNK_BYTES, encode_notice, is_repo, ranges
 
-ROOT_LIFE = timedelta(days=1825)  # there is no rotation yet: five years is the life of a board
+ROOT_LIFE = timedelta(days=1825)  # renewed by every rotation; five years is the life of a board
 TARGETS_LIFE = timedelta(days=365)  # signed again with every release and delta
 SNAPSHOT_LIFE = timedelta(days=90)
 TIMESTAMP_LIFE = timedelta(days=30)  # how long a broker could hold a device back unnoticed
 COPY_BYTES = 1 << 20
+MAX_ROOT_KEYS = 16  # people in a ceremony
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 
@@ -86,8 +87,12 @@ class Repository:
         self._disk = Disk()
 
     @classmethod
-    def create(cls, path: Path, name: str, keys_dir: Path | None) -> Repository:
+    def create(
+        cls, path: Path, name: str, keys_dir: Path | None, n_root: int = 1, threshold: int = 1
+    ) -> Repository:
         """Make an empty repository with new keys, and publish it.
+
+        ``threshold`` of the ``n_root`` root keys must sign whatever changes the keys.
 
         Raises:
             ConfigError: there is one already, or the name is no topic level.
@@ -96,13 +101,20 @@ class Repository:
             raise ConfigError(f"repository name: expected letters, digits, - and _, got {name!r}")
         if (path / "repository.json").exists():
             raise ConfigError(f"{path}: there is a repository already; choose another directory")
+        if not 1 <= threshold <= n_root <= MAX_ROOT_KEYS:
+            raise ConfigError(
+                f"expected 1 <= threshold <= root keys <= {MAX_ROOT_KEYS}, "
+                f"got {threshold} of {n_root}"
+            )
         repo = cls(path, name, keys_dir or path / "keys")
         repo._disk.make_directory(repo._metadata_dir)
         repo._disk.make_directory(repo._targets_dir)
-        signers = create_keys(repo._keys_dir)
+        signers = create_keys(repo._keys_dir, n_root)
         root = Root(expires=_until(ROOT_LIFE), consistent_snapshot=True)
         for role in ROLES:
-            root.add_key(signers[role].public_key, role)
+            for signer in signers[role]:
+                root.add_key(signer.public_key, role)
+        root.roles["root"].threshold = threshold
         repo._write("root", Metadata(root))
         repo._write("targets", Metadata(Targets(expires=_until(TARGETS_LIFE))))
         repo._sign_snapshot(version=1, targets_version=1)
@@ -190,6 +202,52 @@ class Repository:
         """
         snapshot = self._load("snapshot", Snapshot)
         return self._sign_snapshot(snapshot.signed.version + 1, self._newest("targets"))
+
+    def rotate(self, role: str) -> int:
+        """Give ``role`` new keys and return the version of the root that says so.
+
+        A new root is signed by a threshold of the old root's keys and, for the root itself, of the
+        new ones.  What the role signed before is signed again, so nothing is unverifiable.
+
+        Raises:
+            ConfigError: too few root keys are here.
+        """
+        metadata = self._load("root", Root)
+        root = metadata.signed
+        signers = load_keys(self._keys_dir, "root")
+        held = {signer.public_key.keyid for signer in signers}
+        entry = root.roles["root"]
+        if len(held & set(entry.keyids)) < entry.threshold:
+            raise ConfigError(
+                f"expected {entry.threshold} of the root's keys in {self._keys_dir}, "
+                f"got {len(held & set(entry.keyids))}; put them there for this one command"
+            )
+        n_keys = len(root.roles[role].keyids)
+        retire_keys(self._keys_dir, role)
+        new = create_role_keys(self._keys_dir, role, n_keys)
+        for keyid in list(root.roles[role].keyids):
+            root.revoke_key(keyid, role)
+        for signer in new:
+            root.add_key(signer.public_key, role)
+        root.version += 1
+        root.expires = _until(ROOT_LIFE)
+        metadata.signatures.clear()
+        for signer in signers + (new if role == "root" else []):
+            metadata.sign(signer, append=True)
+        name = f"{root.version}.root.json"
+        self._disk.replace(self._metadata_dir / name, metadata.to_bytes())
+        if role == "targets":
+            self._write("targets", self._load("targets", Targets), self._next_targets_version())
+        self.publish()
+        return root.version
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """Describe the keys of each role: which sign, and how many must."""
+        root = self._load("root", Root).signed
+        return {
+            role: {"threshold": root.roles[role].threshold, "keys": root.roles[role].keyids}
+            for role in ROLES
+        }
 
     def notice(self) -> bytes:
         """Return the notice to retain: what is published, not what was only added."""
@@ -371,7 +429,9 @@ class Repository:
         if role == "targets":
             metadata.signed.expires = _until(TARGETS_LIFE)
         metadata.signed.version = version
-        metadata.sign(load_key(self._keys_dir, role))
+        metadata.signatures.clear()
+        for signer in load_keys(self._keys_dir, role):
+            metadata.sign(signer, append=True)
         name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
         self._disk.replace(self._metadata_dir / name, metadata.to_bytes())
 

@@ -7,7 +7,10 @@ import sys
 import paho.mqtt.subscribe as subscribe
 import pytest
 
+from ota.device.dir_source import DirSource
+from ota.device.tuf_client import TufClient
 from ota.fleet.cli import main
+from ota.storage import Disk
 from tests.ota.harness import REPO_ROOT, Device, Fleet
 from tests.ota.models import Shape, flip, random_shards, write_model
 
@@ -96,3 +99,46 @@ def test_publish_and_serve_bring_a_device_up_to_date(capsys, tmp_path, models, m
         serving.send_signal(signal.SIGTERM)
         assert json.loads(serving.stdout.readline())["answers"] >= 4
     assert serving.returncode == 0
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_new_keys_are_followed_by_devices_and_old_ones_are_not(
+    capsys, tmp_path, models, role, monkeypatch
+):
+    monkeypatch.setenv("EDGEOTA_KEY_PASSPHRASE", "of three people")
+    repo = tmp_path / "repo"
+    edgeota(capsys, "init", repo, "--root-keys", 3, "--threshold", 2)
+    assert b"ENCRYPTED" in (repo / "keys" / "root-3.pem").read_bytes()
+    (repo / "keys" / "root-2.pem").rename(tmp_path / "away.pem")  # two of three are enough
+    edgeota(capsys, "release", repo, models[0])
+    edgeota(capsys, "publish", repo)
+    before = edgeota(capsys, "keys-list", repo)["roles"]
+    assert before["root"]["threshold"] == 2
+    bootstrap = (repo / "metadata" / "1.root.json").read_bytes()
+    first = TufClient(DirSource(repo), Disk(), tmp_path / "device", bootstrap)
+    first.refresh()
+    assert edgeota(capsys, "keys-rotate", repo, role) == {"role": role, "root": 2}
+    after = edgeota(capsys, "keys-list", repo)["roles"]
+    assert [each for each in before if set(before[each]["keys"]) & set(after[each]["keys"])] == [
+        each for each in before if each != role
+    ]
+    for directory in ("device", "new"):  # one that knew the old keys, one that did not
+        client = TufClient(DirSource(repo), Disk(), tmp_path / directory, bootstrap)
+        client.refresh()
+        assert client.target("models/edge-test/stable.json").custom["version"] == "1.0.0"
+
+
+def test_too_few_root_keys_rotate_nothing(capsys, tmp_path):
+    repo = tmp_path / "repo"
+    edgeota(capsys, "init", repo, "--root-keys", 3, "--threshold", 2)
+    for name in ("root.pem", "root-2.pem"):
+        (repo / "keys" / name).unlink()
+    assert "expected 2 of the root" in str(edgeota(capsys, "keys-rotate", repo, "root", code=78))
+    assert not (repo / "metadata" / "2.root.json").exists()
+
+
+def test_expiry_has_an_exit_code_for_cron(capsys, tmp_path):
+    repo = tmp_path / "repo"
+    edgeota(capsys, "init", repo)
+    assert edgeota(capsys, "expiry", repo)["soon"] == []
+    assert "timestamp" in str(edgeota(capsys, "expiry", repo, "--days", 40, code=75))

@@ -168,8 +168,9 @@ class GgufCheckpoint:
         raw |= {"architectures": [self._arch.family], "rope_scaling": self._rope_scaling()}
         if raw["head_dim"] is None:
             raw["head_dim"] = self._key("rope.dimension_count")
-        if raw["vocab_size"] is None:  # community files leave it out
-            raw["vocab_size"] = len(self.metadata.get("tokenizer.ggml.tokens") or ())
+        embedding = self._tensors.get("model.embed_tokens.weight")
+        if embedding is not None:  # community files leave the key out, others pad the matrix
+            raw["vocab_size"] = embedding.shape[0]
         raw["hidden_act"] = self._arch.hidden_act or self._key("hidden_activation") or "silu"
         raw |= self._token_ids() | (self._minicpm() if self._name == "minicpm" else {})
         config = configs.normalise(raw, self._where)
@@ -179,9 +180,6 @@ class GgufCheckpoint:
                 f"{self._where}: rope.dimension_count {dims}: only whole heads are rotated, "
                 f"{config['head_dim']}"
             )
-        embedding = self._tensors.get("model.embed_tokens.weight")
-        if embedding is not None and embedding.shape[0] != config["vocab_size"]:
-            config["vocab_size"] = embedding.shape[0]  # padded beyond the tokens
         return config
 
     def _token_ids(self) -> dict[str, Any]:

@@ -333,7 +333,8 @@ class GgufCheckpoint:
             ModelError: the tensor has no numbers that we know.
         """
         tensor = self._tensors[name]
-        if self._order(name) is not None or tensor.kind.name == "I2_S" or name in self._scales:
+        whole = tensor.kind.name in ("I2_S", "Q4_0") and is_projection(name)
+        if self._order(name) is not None or whole or name in self._scales:
             if self.is_ternary(name):
                 return dequantise(self.trits(name))[begin:end]
             order = self._order(name)

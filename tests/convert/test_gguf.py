@@ -202,7 +202,11 @@ def test_scalings_of_positions(tmp_path):
         ({"general__type": "adapter"}, [], "an adapter, not a model"),
         ({"llama__block_count": 2}, [], "is missing"),
         ({"llama__embedding_length": 512}, [], "expected shape"),
-        ({"llama__rope__dimension_count": 32}, [], "only whole heads"),
+        (
+            {"llama__attention__key_length": 64, "llama__rope__dimension_count": 32},
+            [],
+            "only whole heads",
+        ),
         ({"llama__rope__scaling__type": "yarn"}, [], "rope scaling"),
         ({}, [("blk.0.attn_q.bias", np.ones(256, "<f4"))], "attn_q.bias: not a tensor"),
         ({}, [("blk.0.ffn_up_norm_in.weight", np.ones(256, "<f4"))], "norm before each projection"),

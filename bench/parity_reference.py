@@ -22,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else a C++ compiler is needed at run time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for each other are slower
 
 import numpy as np
 import torch

@@ -26,6 +26,7 @@ TWINS = {
         ("qwen3", "PQ2_0"),
     ],
     "minicpm-longrope": [("minicpm", "TQ2_0")],
+    "minicpm-long-factors": [("minicpm", "TQ1_0")],
 }
 NUMBERS = {
     "F32": 0, "F16": 1, "TQ1_0": 34, "TQ2_0": 35, "I2_S": 36, "Q2_0_G64": 42, "Q2_0_G128": 42,
@@ -96,7 +97,10 @@ def _values(source: Checkpoint, name: str, arch: str, kind: str) -> tuple[str, n
         return kind, (interleave(values, n) if n > 1 else values).astype("<f2")
     matrix = source.trits(name)
     if n > 1:
-        matrix = TritMatrix(interleave(matrix.trits, n), matrix.scales)
+        scales = matrix.scales
+        if scales.shape[1] > 1:  # of rows, so they move with them
+            scales = interleave(scales.T, n).T
+        matrix = TritMatrix(interleave(matrix.trits, n), scales)
     return kind, encode(matrix, kind)
 
 

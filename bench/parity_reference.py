@@ -244,11 +244,15 @@ def bonsai(path: Path) -> None:
     save(model, path, torch.float16)
 
 
-def minicpm(path: Path) -> None:
-    """MiniCPM with LongRoPE.  transformers has its function under the name of Granite."""
+def minicpm(path: Path, original: int = 96) -> None:
+    """MiniCPM with LongRoPE.  transformers has its function under the name of Granite.
+
+    The session of 80 positions takes the short factors, or with a smaller `original` the long ones.
+    """
     half = 16
     scaling = {
-        "rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+        "rope_type": "longrope", "original_max_position_embeddings": original,
+        "rope_theta": 10000.0,
         "short_factor": [1.0 + 0.01 * i for i in range(half)],
         "long_factor": [1.0 + 0.1 * i for i in range(half)],
     }  # fmt: skip
@@ -265,6 +269,10 @@ def minicpm(path: Path) -> None:
             if is_projection(name):
                 weight.copy_(shards(weight, 1, 0, generator))
     save(model, path, torch.float16)
+
+
+def minicpm_long(path: Path) -> None:
+    minicpm(path, original=8)
 
 
 def minicpm_names(path: Path) -> None:
@@ -309,6 +317,7 @@ CASES: dict[str, tuple[Case, Case | None]] = {
     "trilm-rows-linear": (trilm_linear, None),
     "bonsai": (bonsai, None),
     "minicpm-longrope": (minicpm, minicpm_names),
+    "minicpm-long-factors": (minicpm_long, minicpm_names),
 }
 
 

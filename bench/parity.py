@@ -72,11 +72,12 @@ def compare(source: Path, expected: Any, *, invert: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
         write_model(checkpoint, target, Options(tokenizer=NO_TOKENIZER))
-        logits, tokens = run(load(target), expected["ids"].tolist(), len(expected["greedy"]))
+        greedy = np.atleast_2d(expected["greedy"])
+        logits, tokens = run(load(target), expected["ids"].tolist(), greedy.shape[1])
         quantization = read_json(target / CONFIG_NAME)["quantization_config"]
     away = np.abs(logits - expected["logits"]).max(axis=2)  # (runs of the reference, positions)
     difference = float(away.min(axis=0).max())
-    same = int((np.array(tokens) == expected["greedy"]).cumprod().sum())
+    same = int((np.array(tokens) == greedy).cumprod(axis=1).sum(axis=1).max())
     return {
         "architecture": checkpoint.config["architectures"][0],
         "hidden": checkpoint.config["hidden_size"],

@@ -6,8 +6,8 @@ Every case is one family and one way of storing it.  OUT/CASE holds the checkpoi
 have it, `tokenizer.json` aside, and OUT/CASE.npz what the reference makes of it in float32: the
 logits of every position of a prompt and 64 greedy tokens.  Needs bench/parity-requirements.txt.
 
-The logits are computed three times: the prompt at once, position by position, and in float64.  The
-activations are rounded to 8 bits on the way, so where a number lies on the edge between two codes
+The logits are computed three times: the prompt at once, position by position, and in float64; the
+tokens in float32 and float64.  The activations are rounded to 8 bits on the way, so where a number lies on the edge between two codes
 the three differ by hundredths, and no fourth implementation can agree with all of them.
 """
 
@@ -321,6 +321,13 @@ CASES: dict[str, tuple[Case, Case | None]] = {
 }
 
 
+def greedy(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    for _ in range(GREEDY_TOKENS):
+        best = model(ids).logits[0, -1].argmax()
+        ids = torch.cat([ids, best.reshape(1, 1)], 1)
+    return ids[0, PROMPT_TOKENS:]
+
+
 def expected(path: Path) -> dict[str, np.ndarray]:
     """Run the reference in float32 on what lies in `path`."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -331,15 +338,14 @@ def expected(path: Path) -> dict[str, np.ndarray]:
     with torch.no_grad():
         logits = model(ids).logits[0]
         alone = torch.cat([model(ids[:, : n + 1]).logits[0, -1:] for n in range(PROMPT_TOKENS)])
-        out = ids
-        for _ in range(GREEDY_TOKENS):
-            best = model(out).logits[0, -1].argmax()
-            out = torch.cat([out, best.reshape(1, 1)], 1)
-        double = torch.nn.Module.double(model)(ids).logits[0]
+        tokens = greedy(model, ids)
+        torch.nn.Module.double(model)
+        double = model(ids).logits[0]
+        tokens_double = greedy(model, ids)
     return {
         "ids": ids[0].numpy().astype(np.int32),
         "logits": torch.stack([logits, alone, double.float()]).numpy(),
-        "greedy": out[0, PROMPT_TOKENS:].numpy().astype(np.int32),
+        "greedy": torch.stack([tokens, tokens_double]).numpy().astype(np.int32),
     }
 
 

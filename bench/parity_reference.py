@@ -7,8 +7,9 @@ have it, `tokenizer.json` aside, and OUT/CASE.npz what the reference makes of it
 logits of every position of a prompt and 64 greedy tokens.  Needs bench/parity-requirements.txt.
 
 The logits are computed three times: the prompt at once, position by position, and in float64; the
-tokens in float32 and float64.  The activations are rounded to 8 bits on the way, so where a number lies on the edge between two codes
-the three differ by hundredths, and no fourth implementation can agree with all of them.
+tokens in float32 and float64.  The activations are rounded to 8 bits on the way, so where a number
+lies on the edge between two codes the three differ by hundredths, and no fourth implementation can
+agree with all of them.
 """
 
 from __future__ import annotations

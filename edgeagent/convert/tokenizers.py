@@ -29,6 +29,7 @@ from edgeagent.convert.templates import (
     template_of_dir,
 )
 from edgeagent.convert.tokenizers_bytes import byte_tokenizer, cutting
+from edgeagent.convert.tokenizers_check import check_tokenizer
 from edgeagent.convert.tokenizers_spm import added_token, spm_tokenizer
 from edgeagent.errors import ModelError
 from edgeagent.model.files import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, read_json
@@ -90,26 +91,10 @@ def _read_tokenizer_json(path: Path) -> Json:
         tokenizer = json.loads(data.decode())
     except (ValueError, RecursionError) as err:
         raise ModelError(f"{TOKENIZER_NAME}: not JSON: {err}") from err
-    _check_model(tokenizer)
+    check_tokenizer(tokenizer)
     # What somebody once set for training; transformers drops both as well.
     tokenizer["truncation"] = tokenizer["padding"] = None
     return dict(tokenizer)
-
-
-def _check_model(tokenizer: Any) -> None:
-    """Refuse what our families do not have, before the library sees it.
-
-    Raises:
-        ModelError: it is another kind of tokenizer, or one that draws lots.
-    """
-    model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise ModelError(f"{TOKENIZER_NAME}: expected a model of type BPE")
-    if model.get("dropout"):
-        raise ModelError(f"{TOKENIZER_NAME}: dropout: expected none, ids would be drawn by chance")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):  # tokenizers 0.22 cuts behind the end of shorter tokens, and aborts
-            raise ModelError(f"{TOKENIZER_NAME}: {key}: expected none, got {model[key]!r}")
 
 
 def _settings(path: Path) -> Json:

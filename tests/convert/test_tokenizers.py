@@ -273,12 +273,46 @@ def test_unsound_directories_are_refused_in_one_line(tmp_path):
     refused("not JSON")
 
 
-def test_a_tokenizer_that_draws_lots_is_refused(tmp_path):
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+def nested(step, depth):
+    for _ in range(depth):
+        step = {"type": "Sequence", "normalizers": [step]}
+    return step
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "reason"),
+    [
+        (("model", "dropout"), 0.1, "dropout"),
+        (("model", "type"), "WordPiece", "type BPE"),
+        (("model", "continuing_subword_prefix"), "\0", "continuing_subword_prefix"),
+        (("model", "end_of_word_suffix"), "</w>", "end_of_word_suffix"),
+        (
+            ("pre_tokenizer",), {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 20},
+            "64 times as long",
+        ),
+        (
+            ("normalizer",), {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 65},
+            "64 times as long",
+        ),
+        (("normalizer",), nested({"type": "NFC"}, 6), "4 deep"),
+        (("normalizer",), {"type": "Sequence", "normalizers": 7}, "chain of steps"),
+        (
+            ("decoder",), {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 33}, "32 steps",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_hurt_or_draws_lots_is_refused(tmp_path, where, value, reason):
     write_dir(tmp_path)
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
-    tokenizer["model"]["dropout"] = 0.1
+    inner = tokenizer
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="dropout"):
+    with pytest.raises(ModelError, match=reason):
         from_hf_dir(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_a_tiktoken_file_is_recognised(tmp_path):
         read_spm(tmp_path / "tokenizer.model")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_worse_than_a_refusal(data):
     with contextlib.suppress(ModelError):

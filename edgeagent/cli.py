@@ -184,8 +184,8 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _ternarising(convert)
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
-    export = commands.add_parser("export", help="our layout to GGUF (llama.cpp) or Hugging Face")
-    export.add_argument("model", type=Path, help="a model directory")
+    export = commands.add_parser("export", help="a model to GGUF (llama.cpp) or Hugging Face")
+    export.add_argument("model", type=Path, help="a directory or file of any kind that is read")
     export.add_argument("out", type=Path, help="the GGUF file, or the new directory")
     export.add_argument("--format", choices=("gguf-tq2_0", "gguf-tq1_0", "hf"), required=True)
     export.add_argument(

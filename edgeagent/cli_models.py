@@ -31,11 +31,11 @@ def _size(path: Path) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a model directory as a GGUF file or a Hugging Face directory."""
+    """Write any ternary model that we read as a GGUF file or a Hugging Face directory."""
     need("numpy", "fleet")
-    from edgeagent.convert.ours import open_ours
+    from edgeagent.convert.sources import open_checkpoint
 
-    source = open_ours(args.model)
+    source = open_checkpoint(args.model)
     say = _progress(args.json)
     summary: dict[str, Any] = {"path": str(args.out), "format": args.format}
     if args.format == "hf":

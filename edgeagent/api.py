@@ -142,7 +142,10 @@ def resolve(
             raise ConfigError(f"{source}: has its own tokenizer: leave --tokenizer out")
         return source
     if not source.exists():
-        raise ModelError(f"{source}: expected a model directory or a GGUF file, nothing is there")
+        raise ModelError(
+            f"{source}: expected a directory with release.json or config.json, or a GGUF file; "
+            "nothing is there"
+        )
     if find_spec("numpy") is None:
         raise ConfigError(
             f"{source}: is not in our layout, and converting it needs numpy: "

@@ -140,11 +140,17 @@ def weight_bytes(source: Checkpoint) -> int:
     return total + scan_bytes(head[0], head[1])
 
 
-def memory_facts(source: Checkpoint, context: int, available: int) -> dict[str, Any]:
+def _weights(source: Checkpoint, path: Path) -> int:
+    """Return the bytes of weights: of a directory of ours as they are, else calculated."""
+    if (path / RELEASE_FILE).is_file():
+        return sum(file.stat().st_size for file in path.glob("model-*.safetensors"))
+    return weight_bytes(source)
+
+
+def memory_facts(source: Checkpoint, context: int, available: int, weights: int) -> dict[str, Any]:
     """Return what a context of so many tokens needs, for every width of the KV cache."""
     config = source.config
     heads = int(config["num_attention_heads"])
-    weights = weight_bytes(source)
     rows = []
     for bits in KV_BITS:
         kv = _core.kv_bytes(
@@ -272,7 +278,9 @@ def inspect_model(
         ],
         "tokenizer": _tokenizer_facts(source.tokenizer()),
         "adapter": None if adapter is None else describe(adapter),
-        "memory": memory_facts(source, min(context or trained, trained), available_bytes),
+        "memory": memory_facts(
+            source, min(context or trained, trained), available_bytes, _weights(source, path)
+        ),
         "convert": _what_convert_does(source, path, floats),
     }
 

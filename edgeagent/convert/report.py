@@ -46,7 +46,7 @@ class MatrixReport:
 
 def entropy_bits(trits: NDArray[np.int8]) -> float:
     """Return the order-0 entropy of trits, in bits a trit."""
-    counts = np.bincount((trits.ravel() + 1).astype(np.uint8), minlength=3)
+    counts = np.array([np.count_nonzero(trits == value) for value in (-1, 0, 1)])
     shares = counts[counts > 0] / trits.size
     return max(0.0, float(-(shares * np.log2(shares)).sum()))
 

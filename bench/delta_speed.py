@@ -8,7 +8,7 @@ bits a trit, 500 MB), independent flips.  Every step runs in a process of its ow
     decode_only    the same without the hashes
     apply          ota.device.staging.unpack: decoded, hashed, written to a new directory, synced
     zstd_decode    what `zstd -19 --patch-from` made of the first planes, decoded in memory
-    zstd_apply     what `zstd -3 --long=30 --patch-from` made of all planes, decoded to a file, synced
+    zstd_apply     what `zstd -3 --long=30 --patch-from` made of all planes, to a file, synced
 
 MB/s are of the model (packed bytes).  ``peak_bytes`` is the highest anonymous memory (RssAnon: what
 is not a mapped file), above what the process had once its modules were imported.

@@ -13,19 +13,16 @@ build/parity/models/.done: $(PARITY)/.done bench/parity_reference.py
 	$(PARITY)/bin/python bench/parity_reference.py build/parity/models
 	touch $@
 
-parity: $(VENV)/.dev build/parity/models/.done $(PEERS)/.llama
-	$(BIN)/python -m bench.parity build/parity/models --out bench/results/parity.json
-	$(BIN)/python -m bench.parity build/parity/models --invert
-	$(BIN)/python -m bench.parity_tokenizers --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
-	$(BIN)/python -m bench.export_families --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
 build/parity/adapters/.done: $(PARITY)/.done bench/adapter_reference.py bench/parity_reference.py
 	$(PARITY)/bin/python bench/adapter_reference.py build/parity/adapters
 	touch $@
 
-parity: $(VENV)/.dev build/parity/models/.done build/parity/adapters/.done
+parity: $(VENV)/.dev build/parity/models/.done build/parity/adapters/.done $(PEERS)/.llama
 	$(BIN)/python -m bench.parity build/parity/models --out bench/results/parity.json
 	$(BIN)/python -m bench.parity build/parity/models --invert
 	$(BIN)/python -m bench.adapter_parity build/parity/adapters --out bench/results/adapters.json
+	$(BIN)/python -m bench.parity_tokenizers --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
+	$(BIN)/python -m bench.export_families --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
 
 fuzz-readers: $(VENV)/.dev
 	for kind in safetensors gguf config; do \

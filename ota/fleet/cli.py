@@ -68,7 +68,8 @@ def _release(args: argparse.Namespace) -> Result:
 
 
 def _delta(args: argparse.Namespace) -> Result:
-    added = Repository.open(args.repo, args.keys).add_delta(args.from_, args.to, args.name)
+    repo = Repository.open(args.repo, args.keys)
+    added = repo.add_delta(args.from_, args.to, args.name, args.way)
     ratio = added.full_bytes / added.n_bytes
     return _fields(added), (
         f"added delta {added.from_version} to {added.to_version}: {added.n_bytes} bytes, "
@@ -203,6 +204,15 @@ def _parser() -> argparse.ArgumentParser:
     delta.add_argument("from_", metavar="FROM", help="a version, or a model directory")
     delta.add_argument("to", metavar="TO", help="a version, or a model directory")
     delta.add_argument("--name", help="which model, if several have that version")
+    ways = delta.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--reversible", dest="way", action="store_const", const="reversible", default="direct",
+        help="a delta that adds up and turns round without a model; 4 to 7 %% larger",
+    )  # fmt: skip
+    ways.add_argument(
+        "--compose", dest="way", action="store_const", const="compose",
+        help="add up the reversible deltas that lead from FROM to TO",
+    )  # fmt: skip
 
     publish = add("publish", _publish, "sign what was added, and tell devices")
     _add_mqtt(publish, required=False)

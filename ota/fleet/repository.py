@@ -19,12 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tuf.api._payload import (
     MetaFile,
@@ -40,8 +41,9 @@ from tuf.api.metadata import Metadata
 from ota.container import Container
 from ota.encoder import Encoder
 from ota.errors import ConfigError
+from ota.fleet.chains import find_chain, write_sum
 from ota.fleet.keys import ROLES, create_keys, create_role_keys, load_keys, retire_keys
-from ota.release import RELEASE_FILE, Release, is_version, short_root
+from ota.release import RELEASE_FILE, Release, is_version, parse_release, short_root
 from ota.storage import Directory, Disk, OpenFile, typed_errors, verify_directory
 from ota.trust import (
     channel_target,
@@ -59,6 +61,8 @@ SNAPSHOT_LIFE = timedelta(days=90)
 TIMESTAMP_LIFE = timedelta(days=30)  # how long a broker could hold a device back unnoticed
 COPY_BYTES = 1 << 20
 MAX_ROOT_KEYS = 16  # people in a ceremony
+
+Scratch = Callable[[], Any]
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 
@@ -169,11 +173,19 @@ class Repository:
         self._write("targets", targets, self._next_targets_version())
         return Added(target, full_bytes, full_bytes, None, release.version, release.root)
 
-    def add_delta(self, from_: str, to: str, name: str | None = None) -> Added:
+    def add_delta(self, from_: str, to: str, name: str | None = None, way: str = "direct") -> Added:
         """Add the delta between two releases, each given as a model directory or a version.
 
+        Args:
+            from_: the release that devices have
+            to: the release that they are to have
+            name: which model, if several have that version
+            way: ``direct``; ``reversible``, which adds up and turns round without a model;
+                ``compose``, the sum of the reversible deltas that lead from one to the other
+
         Raises:
-            ConfigError: there is no such release, or both are the same model.
+            ConfigError: there is no such release, both are the same model, or no deltas lead there.
+            PayloadError: the deltas on the way are not reversible.
         """
         targets = self._load("targets", Targets)
         with ExitStack() as stack:
@@ -191,7 +203,15 @@ class Repository:
             target = delta_target(new.name, old.root, new.root)
             old_files = stack.enter_context(Directory(old_dir))
             new_files = stack.enter_context(Directory(new_dir))
-            n_bytes = self._add_payload(targets.signed, target, (old, old_files), (new, new_files))
+            encode: Callable[[IO[bytes], Scratch], None] | None = None
+            if way == "compose":
+                chain = find_chain(_delta_roots(targets.signed, new.name), old.root, new.root)
+                encode = partial(self._write_sum, targets.signed, new.name, chain)
+            elif way == "reversible":
+                encode = partial(_write_reversible, (old, old_files), (new, new_files))
+            n_bytes = self._add_payload(
+                targets.signed, target, (old, old_files), (new, new_files), encode
+            )
         self._write("targets", targets, self._next_targets_version())
         return Added(target, n_bytes, offer["full_bytes"], old.version, new.version, new.root)
 
@@ -293,6 +313,7 @@ class Repository:
         target: str,
         base: tuple[Release, Directory] | None,
         result: tuple[Release, Directory],
+        encode: Callable[[IO[bytes], Scratch], None] | None = None,
     ) -> int:
         """Encode, check by decoding, and list one payload; returns its length."""
         path = self._targets_dir / target
@@ -304,7 +325,10 @@ class Repository:
                 return stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
 
             with unfinished.open("wb") as out:
-                Encoder(base, result, scratch).write(out)
+                if encode is None:
+                    Encoder(base, result, scratch).write(out)
+                else:
+                    encode(out, scratch)
         with self._disk.open(unfinished) as blob:
             written_bytes = _decode(blob, base)
             blob.sync()
@@ -322,6 +346,27 @@ class Repository:
         }
         targets.targets[target] = info
         return info.length
+
+    def _write_sum(
+        self,
+        targets: Targets,
+        name: str,
+        chain: list[tuple[str, str]],
+        out: IO[bytes],
+        scratch: Scratch,
+    ) -> None:
+        del scratch  # sums of deltas are small
+        releases = {}
+        for entry in _releases(targets, name):
+            text = (self._targets_dir / release_target(name, entry["version"])).read_bytes()
+            releases[entry["root"]] = parse_release(text)
+        with ExitStack() as stack:
+
+            def open_delta(base: str, root: str) -> OpenFile:
+                path = self._targets_dir / delta_target(name, base, root)
+                return stack.enter_context(self._disk.open(path))
+
+            write_sum(chain, open_delta, releases, out)
 
     def _add_target(
         self, targets: Targets, target: str, data: bytes, custom: dict[str, Any]
@@ -461,6 +506,23 @@ def _deltas(targets: Targets, name: str) -> list[dict[str, Any]]:
         for target, info in sorted(targets.targets.items())
         if target.startswith(f"models/{name}/deltas/")
     ]
+
+
+def _delta_roots(targets: Targets, name: str) -> list[tuple[str, str]]:
+    return [
+        (info.custom["base"], info.custom["root"])
+        for target, info in targets.targets.items()
+        if target.startswith(f"models/{name}/deltas/")
+    ]
+
+
+def _write_reversible(
+    base: tuple[Release, Directory],
+    result: tuple[Release, Directory],
+    out: IO[bytes],
+    scratch: Scratch,
+) -> None:
+    Encoder(base, result, scratch, reversible=True).write(out)
 
 
 def _decode(blob: OpenFile, base: tuple[Release, Directory] | None) -> int:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean crashes endurance
+.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean crashes endurance fuzz-ota
 
 demo: $(VENV)/.demo
 	$(BIN)/edgeagent demo --out build/demo.json
@@ -34,6 +34,9 @@ crashes: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	$(BIN)/python -m tests.e2e.endurance swap
 	$(BIN)/python -m tests.e2e.endurance kills
+# Ten minutes each over metadata and messages from outside; the suite runs seconds of it.
+fuzz-ota: $(VENV)/.dev
+	$(BIN)/python -m tests.ota.fuzz 600
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

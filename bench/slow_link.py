@@ -39,7 +39,12 @@ class SlowLink:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._open: list[socket.socket] = []
+        self.is_frozen = False
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def freeze(self) -> None:
+        """Let nothing through any more, and close nothing: half-open sockets."""
+        self.is_frozen = True
 
     def __enter__(self) -> SlowLink:
         return self
@@ -60,11 +65,12 @@ class SlowLink:
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for one, other in ((near, far), (far, near)):
-                    _Direction(one, other, self._link, self._random)
+                    _Direction(self, one, other, self._link, self._random)
 
 
 class _Direction:
-    def __init__(self, source, sink, link: Link, chance: random.Random) -> None:
+    def __init__(self, owner: SlowLink, source, sink, link: Link, chance: random.Random) -> None:
+        self._owner = owner
         self._source, self._sink, self._link, self._chance = source, sink, link, chance
         self._queue: deque[tuple[float, bytes]] = deque()
         self._changed = threading.Condition()
@@ -108,6 +114,7 @@ class _Direction:
                     data = b"".join(ready)
                     self._queued -= len(data)
                     self._changed.notify_all()
-                self._sink.sendall(data)
+                if not self._owner.is_frozen:
+                    self._sink.sendall(data)
         with suppress(OSError):
             self._sink.shutdown(socket.SHUT_WR)

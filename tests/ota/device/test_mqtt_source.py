@@ -1,8 +1,13 @@
+import dataclasses
 import threading
 from contextlib import contextmanager
 
 import pytest
 
+from bench.slow_link import Link as LinkShape
+from bench.slow_link import SlowLink
+from ota import window
+from ota.device import mqtt_source
 from ota.device.mqtt_source import MAX_WAITING_ANSWERS, MqttSource
 from ota.errors import Cancelled, ObjectMissing, TransportError
 from ota.fleet.responder import Responder
@@ -12,6 +17,7 @@ from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
 
 pytestmark = pytest.mark.system
 
+FAST = LinkShape(1e9, 0.0, 0.0)
 DATA = bytes(range(251)) * 4000  # 251 is prime: no two chunks are the same
 
 
@@ -150,3 +156,48 @@ def test_a_responder_that_gives_less_is_asked_for_the_rest(mosquitto, repo, monk
 
 def by(piece):
     return piece.offset
+
+
+@pytest.mark.parametrize("fault", ["lost", "repeated", "late", "truncated", "unavailable"])
+def test_a_responder_that_misbehaves_costs_time_and_nothing_else(
+    mosquitto, repo, monkeypatch, fault
+):
+    """Every third answer is odd; what comes together is the object."""
+    monkeypatch.setattr(window, "FIRST_WAIT_S", 0.2)
+    publish, answer, count, held = Link.publish, Responder._answer, iter(range(10**9)), []
+
+    def odd(self, request):
+        response = answer(self, request)
+        if next(count) % 3:
+            return response
+        if fault == "truncated":
+            return dataclasses.replace(response, data=response.data[:5])
+        if fault == "unavailable":
+            return dataclasses.replace(response, status=503, data=b"")
+        if fault == "lost":
+            return dataclasses.replace(response, id="nobody")
+        if fault == "repeated":
+            publish(self._link, request.reply_to, encode_response(response))
+        if fault == "late":
+            held.append(response)
+            return dataclasses.replace(held.pop(0), id="nobody") if len(held) > 3 else response
+        return response
+
+    monkeypatch.setattr(Responder, "_answer", odd)
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pieces = sorted(pulling.pull("targets/data", ranges(300_000, 16384)), key=by)
+    assert b"".join(piece.data for piece in pieces) == DATA[:300_000]
+
+
+def test_a_half_open_connection_is_given_up(mosquitto, repo, monkeypatch):
+    monkeypatch.setattr(mqtt_source, "PATIENCE_S", 6.0)
+    with (
+        responding(mosquitto, repo),
+        SlowLink((mosquitto.host, mosquitto.port), FAST) as link,
+        MqttSource(Broker("127.0.0.1", link.port), "tests", "dev1") as pulling,
+    ):
+        pieces = pulling.pull("targets/data", ranges(len(DATA), 4096))
+        next(pieces)
+        link.freeze()
+        with pytest.raises(TransportError, match="nobody answered"):
+            list(pieces)

@@ -11,13 +11,7 @@
 enum {
     FIELDS_BINARY = 8,
     INT8_CHAINS = 4, /* VPDPBUSD has a latency of four cycles */
-    AHEAD_BYTES = 768 /* as for tiles of base 3 */
 };
-
-ISA static inline void prefetch_ahead(const uint8_t *at)
-{
-    _mm_prefetch((const char *)((uintptr_t)at + AHEAD_BYTES), _MM_HINT_T0);
-}
 
 /* ---- binary ---- */
 
@@ -52,10 +46,8 @@ ISA static void panel_binary(const uint8_t *tile, const tern_act *a, int32_t *y)
     const size_t n_tiles = (a->n + QUAD - 1) / QUAD;
     __m512i acc[FIELDS_BINARY];
     for (int f = 0; f < FIELDS_BINARY; f++) acc[f] = _mm512_setzero_si512();
-    for (size_t q = 0; q < n_tiles; q++, tile += TERN_LINE_BYTES) {
-        prefetch_ahead(tile);
+    for (size_t q = 0; q < n_tiles; q++, tile += TERN_LINE_BYTES)
         add_binary(acc, tile, a->x + q * QUAD);
-    }
     store_binary(acc, a->sum, y);
 }
 
@@ -82,10 +74,8 @@ ISA static void panel_int8(const uint8_t *tile, const tern_act *a, int32_t *y)
     size_t q = 0;
     for (; q + INT8_CHAINS <= n_tiles; q += INT8_CHAINS)
 #pragma GCC unroll 4
-        for (size_t c = 0; c < INT8_CHAINS; c++, tile += TERN_LINE_BYTES) {
-            prefetch_ahead(tile);
+        for (size_t c = 0; c < INT8_CHAINS; c++, tile += TERN_LINE_BYTES)
             acc[c] = add_int8(acc[c], tile, a->x + (q + c) * QUAD);
-        }
     for (; q < n_tiles; q++, tile += TERN_LINE_BYTES)
         acc[0] = add_int8(acc[0], tile, a->x + q * QUAD);
     const __m512i even = _mm512_add_epi32(acc[0], acc[2]), odd = _mm512_add_epi32(acc[1], acc[3]);

@@ -222,6 +222,16 @@ def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _matrices(source: Checkpoint, ternary: list[str], report: Report) -> list[MatrixFacts]:
+    found = []
+    for done, name in enumerate(ternary):
+        report(done, len(ternary), name)
+        found.append(matrix_facts(name, source.trits(name)))
+    if ternary:
+        report(len(ternary), len(ternary), "")
+    return found
+
+
 def inspect_model(
     path: Path,
     *,
@@ -249,12 +259,7 @@ def inspect_model(
     shapes = source.shapes()
     projections = [name for name in shapes if is_projection(name)]
     ternary = [name for name in projections if source.is_ternary(name)]
-    matrices = []
-    for done, name in enumerate(ternary):
-        report(done, len(ternary), name)
-        matrices.append(matrix_facts(name, source.trits(name)))
-    if ternary:
-        report(len(ternary), len(ternary), "")
+    matrices = _matrices(source, ternary, report)
     floats = [name for name in projections if name not in set(ternary)]
     trained = int(source.config.get("max_position_embeddings") or 0)
     parameters, disk = _parameters(shapes), _disk_bytes(path)

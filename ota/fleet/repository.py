@@ -42,8 +42,18 @@ from ota.container import Container
 from ota.encoder import Encoder
 from ota.errors import ConfigError
 from ota.fleet.chains import find_chain, write_sum
+from ota.fleet.contents import (
+    Scratch,
+    chunk_hashes,
+    decode,
+    delta_roots,
+    deltas_of,
+    model_names,
+    releases_of,
+    write_reversible,
+)
 from ota.fleet.keys import ROLES, create_keys, create_role_keys, load_keys, retire_keys
-from ota.release import RELEASE_FILE, Release, is_version, parse_release, short_root
+from ota.release import RELEASE_FILE, Release, is_version, parse_release
 from ota.storage import Directory, Disk, OpenFile, typed_errors, verify_directory
 from ota.trust import (
     channel_target,
@@ -53,7 +63,7 @@ from ota.trust import (
     parse_channel,
     release_target,
 )
-from ota.wire import CHUNK_BYTES, encode_notice, is_repo, ranges
+from ota.wire import CHUNK_BYTES, encode_notice, is_repo
 
 ROOT_LIFE = timedelta(days=1825)  # renewed by every rotation; five years is the life of a board
 TARGETS_LIFE = timedelta(days=365)  # signed again with every release and delta
@@ -61,8 +71,6 @@ SNAPSHOT_LIFE = timedelta(days=90)
 TIMESTAMP_LIFE = timedelta(days=30)  # how long a broker could hold a device back unnoticed
 COPY_BYTES = 1 << 20
 MAX_ROOT_KEYS = 16  # people in a ceremony
-
-Scratch = Callable[[], Any]
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 
@@ -205,10 +213,10 @@ class Repository:
             new_files = stack.enter_context(Directory(new_dir))
             encode: Callable[[IO[bytes], Scratch], None] | None = None
             if way == "compose":
-                chain = find_chain(_delta_roots(targets.signed, new.name), old.root, new.root)
+                chain = find_chain(delta_roots(targets.signed, new.name), old.root, new.root)
                 encode = partial(self._write_sum, targets.signed, new.name, chain)
             elif way == "reversible":
-                encode = partial(_write_reversible, (old, old_files), (new, new_files))
+                encode = partial(write_reversible, (old, old_files), (new, new_files))
             n_bytes = self._add_payload(
                 targets.signed, target, (old, old_files), (new, new_files), encode
             )
@@ -274,7 +282,7 @@ class Repository:
         targets = self._load("targets", Targets, self._published_targets_version())
         models = {
             name: parse_channel(targets.signed.targets[channel_target(name)].custom, name)
-            for name in _names(targets.signed)
+            for name in model_names(targets.signed)
         }
         return encode_notice(self._load("timestamp", Timestamp).signed.version, models)
 
@@ -293,10 +301,10 @@ class Repository:
         models = {
             name: {
                 "current": self._custom(targets, channel_target(name))["version"],
-                "releases": _releases(targets, name),
-                "deltas": _deltas(targets, name),
+                "releases": releases_of(targets, name),
+                "deltas": deltas_of(targets, name),
             }
-            for name in _names(targets)
+            for name in model_names(targets)
         }
         return {
             "name": self.name,
@@ -330,10 +338,10 @@ class Repository:
                 else:
                     encode(out, scratch)
         with self._disk.open(unfinished) as blob:
-            written_bytes = _decode(blob, base)
+            written_bytes = decode(blob, base)
             blob.sync()
             info = TargetFile.from_file(target, str(unfinished))
-            chunks = _chunk_hashes(blob, info.length)
+            chunks = chunk_hashes(blob, info.length)
         if len(chunks) > hashlib.sha256().digest_size:  # else the list is the target's own hash
             self._disk.replace(self._targets_dir / chunks_object(target), chunks)
         self._disk.rename(unfinished, path)
@@ -357,7 +365,7 @@ class Repository:
     ) -> None:
         del scratch  # sums of deltas are small
         releases = {}
-        for entry in _releases(targets, name):
+        for entry in releases_of(targets, name):
             text = (self._targets_dir / release_target(name, entry["version"])).read_bytes()
             releases[entry["root"]] = parse_release(text)
         with ExitStack() as stack:
@@ -383,7 +391,7 @@ class Repository:
             raise ConfigError(
                 f"{release.name} {release.version}: released already; give it a new version"
             )
-        newest = max((entry["counter"] for entry in _releases(targets, release.name)), default=-1)
+        newest = max((entry["counter"] for entry in releases_of(targets, release.name)), default=-1)
         if release.counter <= newest:
             raise ConfigError(
                 f"{release.name} {release.version}: expected a counter above {newest}, "
@@ -398,7 +406,7 @@ class Repository:
             return
         names = [
             known
-            for known in _names(targets)
+            for known in model_names(targets)
             if name in (None, known) and release_target(known, model) in targets.targets
         ]
         if not is_version(model) or len(names) != 1:
@@ -483,60 +491,3 @@ class Repository:
 
 def _until(life: timedelta) -> datetime:
     return datetime.now(UTC).replace(microsecond=0) + life
-
-
-def _names(targets: Targets) -> list[str]:
-    """Return the models that have a channel."""
-    names = {target.split("/")[1] for target in targets.targets}
-    return sorted(name for name in names if channel_target(name) in targets.targets)
-
-
-def _releases(targets: Targets, name: str) -> list[dict[str, Any]]:
-    return [
-        {key: info.custom[key] for key in ("version", "counter", "root", "full_bytes")}
-        for target, info in sorted(targets.targets.items())
-        if target.startswith(f"models/{name}/") and target.endswith(f"/{RELEASE_FILE}")
-    ]
-
-
-def _deltas(targets: Targets, name: str) -> list[dict[str, Any]]:
-    return [
-        {"base": short_root(info.custom["base"]), "root": short_root(info.custom["root"])}
-        | {"bytes": info.length}
-        for target, info in sorted(targets.targets.items())
-        if target.startswith(f"models/{name}/deltas/")
-    ]
-
-
-def _delta_roots(targets: Targets, name: str) -> list[tuple[str, str]]:
-    return [
-        (info.custom["base"], info.custom["root"])
-        for target, info in targets.targets.items()
-        if target.startswith(f"models/{name}/deltas/")
-    ]
-
-
-def _write_reversible(
-    base: tuple[Release, Directory],
-    result: tuple[Release, Directory],
-    out: IO[bytes],
-    scratch: Scratch,
-) -> None:
-    Encoder(base, result, scratch, reversible=True).write(out)
-
-
-def _decode(blob: OpenFile, base: tuple[Release, Directory] | None) -> int:
-    """Make every file of a container and drop it: its hashes are checked on the way."""
-    release, files = base if base else (None, Directory(Path()))
-    container = Container(blob, release)
-    for _, pieces in container.make(files):
-        for _ in pieces:
-            pass
-    return container.written_bytes
-
-
-def _chunk_hashes(blob: OpenFile, length: int) -> bytes:
-    return b"".join(
-        hashlib.sha256(blob.read_at(offset, n_bytes)).digest()
-        for offset, n_bytes in ranges(length, CHUNK_BYTES)
-    )

@@ -196,6 +196,8 @@ class Recorder(Calls):
         self._record(Renamed(((self._parent(target), target.name, node),)))
 
     def rename(self, source: Path, target: Path) -> None:
+        if self._find(source) is None:
+            self._take_in(self.root, 0)
         super().rename(source, target)
         node = self._node(source)
         old = (self._parent(source), source.name, None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -123,7 +121,7 @@ class Worker:
         return said
 
     def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait(LINE_TIMEOUT_S)
 
     def __enter__(self) -> Worker:

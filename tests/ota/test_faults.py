@@ -37,7 +37,11 @@ METADATA = {
     "cut off": (faults.cut, {"untrusted_metadata"}),
     "missing": (faults.missing, {"transport_failed", "object_missing"}),
 }
-DISKS = {"full": errno.ENOSPC, "broken": errno.EIO, "read-only": errno.EROFS}
+DISKS = {
+    "full": (errno.ENOSPC, "storage_full"),
+    "broken": (errno.EIO, "storage_failed"),
+    "read-only": (errno.EROFS, "storage_read_only"),
+}
 CLOCKS = {
     "1970": datetime(1970, 1, 1, tzinfo=UTC),
     "2099": datetime(2099, 1, 1, tzinfo=UTC),
@@ -122,11 +126,8 @@ def test_nobody_answers(device, fleet):
 @pytest.mark.parametrize("at", [0, 2, 5, 9, 14, 20, 26])
 @pytest.mark.parametrize("fault", sorted(DISKS))
 def test_disk(device, fault, at):
-    assert device.run(disk=FailingDisk(at, DISKS[fault])) in {
-        "storage_full",
-        "storage_failed",
-        OK,
-    }
+    error, code = DISKS[fault]
+    assert device.run(disk=FailingDisk(at, error)) in {code, OK}
     recovers(device)
 
 

@@ -74,9 +74,17 @@ def test_no_room_is_an_error_of_its_own(code):
         raise OSError(code, os.strerror(code))
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.EACCES, errno.ENOENT])
-def test_what_else_the_disk_refuses_is_typed_too(code):
-    with pytest.raises(StorageError, match="check the disk") as caught, typed_errors(Path("x")):
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EIO, "check the disk"),
+        (errno.ENOENT, "check the disk"),
+        (errno.EROFS, "often mounted so"),
+        (errno.EACCES, "must own its state"),
+    ],
+)
+def test_what_else_the_disk_refuses_is_typed_too(code, advice):
+    with pytest.raises(StorageError, match=advice) as caught, typed_errors(Path("x")):
         raise OSError(code, os.strerror(code))
     assert not isinstance(caught.value, StorageFull)
 

@@ -79,7 +79,13 @@ def test_an_update_over_mqtt_5_is_committed(tmp_path, fleet, responding):
     assert device.update()[-1]["event"] == "committed"
     assert device.store.installed_version() == "1.1.0"
     assert device.update() == [
-        {"event": "state", "state": "checking", "progress": None, "detail": ""},
+        {
+            "event": "state",
+            "state": "checking",
+            "progress": None,
+            "detail": "",
+            "clock_untrusted": False,
+        },
         {"event": "up_to_date", "version": "1.1.0"},
     ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ from edgeagent.errors import EngineError
 
 MIN_SPEED = 0.9
 """Of the old model's tokens a second: less is a kernel or a layout that does not fit this board."""
-SPEED_ROUNDS = 5  # the best of five short runs is free of what else the board did meanwhile
+SPEED_ROUNDS = 12  # the best of twelve short runs is free of what else the board did meanwhile
+MAX_ROUNDS = 40  # with those that a query to the old engine disturbed
+IDLE_TIMEOUT_S = 0.5  # for the old engine to be done with a query: most take longer than a round
 SPEED_TOKENS = 16
 MAX_MEMORY = 2.0
 """Times the old engine's memory: what a board with room for two engines is sure to have."""
+
+log = logging.getLogger(__name__)
 
 _number = itertools.count()
 
@@ -58,20 +64,32 @@ def _compare_memory(new: EngineProcess, old: EngineProcess) -> None:
 
 
 async def _compare_speed(new: EngineProcess, old: EngineProcess) -> None:
-    """Measure both in turns and compare the best, so that a busy board fails no good model."""
+    """Measure both in turns and compare the best, so that a busy board fails no good model.
+
+    The new engine is judged by rounds in which the old one had nothing to do; where queries leave
+    too few of them, the new model is not held to its speed.
+    """
     best_new = best_old = 0.0
-    for _ in range(SPEED_ROUNDS):
+    undisturbed = 0
+    for _ in range(MAX_ROUNDS):
         try:
             best_old = max(best_old, await _tokens_per_s(old))
         except EngineError:
             return  # it has ended: there is nothing to compare with
-        best_new = max(best_new, await _tokens_per_s(new))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(old.idle.wait(), IDLE_TIMEOUT_S)
+        started = old.n_started
+        speed = await _tokens_per_s(new)
+        best_new = max(best_new, speed)
         if best_new >= MIN_SPEED * best_old:
             return
-    raise EngineError(
-        f"speed: expected at least {MIN_SPEED * best_old:.1f} tokens/s, {MIN_SPEED:g} of the old "
-        f"model's, got {best_new:.1f}"
-    )
+        undisturbed += old.idle.is_set() and old.n_started == started
+        if undisturbed == SPEED_ROUNDS:
+            raise EngineError(
+                f"speed: expected at least {MIN_SPEED * best_old:.1f} tokens/s, {MIN_SPEED:g} of "
+                f"the old model's, got {best_new:.1f}"
+            )
+    log.warning("update.speed_unknown undisturbed_rounds=%d of=%d", undisturbed, SPEED_ROUNDS)
 
 
 async def _tokens_per_s(engine: EngineProcess) -> float:

@@ -90,6 +90,8 @@ class EngineProcess:
         self._queries: dict[str, asyncio.Queue[dict[str, Any] | EngineError]] = {}
         self.idle = asyncio.Event()
         self.idle.set()
+        self.n_started = 0
+        """Queries begun, to tell whether there were any in between."""
         self._health: asyncio.Future[Health] | None = None
         self._adapter: asyncio.Future[None] | None = None
         self._heard_s = time.monotonic()
@@ -156,6 +158,7 @@ class EngineProcess:
         queue: asyncio.Queue[dict[str, Any] | EngineError] = asyncio.Queue()
         query_id = request["id"]
         self._queries[query_id] = queue
+        self.n_started += 1
         self.idle.clear()
         try:
             self._child.link.send(request)

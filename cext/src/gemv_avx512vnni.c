@@ -231,9 +231,9 @@ void ISA gemv_tiles_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t 
 /* Pieces of 512 bytes that are no part of a stream, 30 % of those of a plane, in GB/s (one thread, Zen 4):
  *
  *   8    asked for and loaded in their order
- *   10   loaded 0, 2, 4, 6, 1, 3, 5, 7, each by an instruction of its own: otherwise they look like a
+ *   9    loaded 0, 2, 4, 6, 1, 3, 5, 7, each by an instruction of its own: otherwise they look like a
  *        stream, the prefetcher reads on beyond the end, and memory delivers what nobody wants
- *   12   asked for first line by first line of sixteen pieces, then the second lines, and so on
+ *   10   to 11: asked for first line by first line of sixteen pieces, then the second lines, and so on
  *
  * with the same machine at 20 to 29 for streams. */
 enum { PIECE_LINES = 8 };

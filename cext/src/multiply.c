@@ -18,6 +18,10 @@ enum { GEMM_TOKENS_MIN = 3 };
  * 64 bytes 1.1 times from a cache, 5 to 7 times from memory (bench/kernels.py). */
 enum { LIVE_MAX_CHANNELS = 82, LIVE_MAX_LINES_CACHED = 85, LIVE_MAX_LINES = 12 };
 
+/* A row of a list from memory costs 1.7 times one of a stream (Zen 4, rows of 512 bytes): with more gates
+ * open than this the whole plane of `up` is read.  From a cache a list costs nothing. */
+enum { OPEN_MAX_ROWS = 55 };
+
 /* Planes beyond this come from memory for every token: more than the caches of any board we know. */
 enum { CACHED_BYTES_MAX = 12 << 20 };
 
@@ -159,16 +163,27 @@ static void multiply_items(const product_job *job, size_t i, span items, size_t 
     }
 }
 
+/* The rows of up to compute for a token: the open ones, or all, which is a stream, when that is faster. */
+static const uint32_t *rows_to_visit(const tern_state *s, const tern_matrix *w, size_t token, size_t *n)
+{
+    const bool is_cached = s->model->ternary_bytes <= CACHED_BYTES_MAX;
+    const bool is_list = is_cached || s->n_open[token] * 100 <= w->n_out * OPEN_MAX_ROWS;
+    *n = is_list ? s->n_open[token] : w->n_out;
+    return is_list ? s->open[token] : NULL;
+}
+
 static void multiply_open_rows(const product_job *job, size_t thread, size_t n_threads)
 {
     tern_state *s = job->state;
     const tern_matrix *w = job->w[0];
     for (size_t t = 0; t < s->n_acts; t++) {
         const size_t token = t / s->model->config.n_digits;
-        const span mine = share(s->n_open[token], thread, n_threads);
+        size_t n_rows;
+        const uint32_t *rows = rows_to_visit(s, w, token, &n_rows);
+        const span mine = share(n_rows, thread, n_threads);
         s->model->kernels->gemv_rows[w->packing](w->plane, &s->in[t].act,
-                                                 product(s, job->first, t), s->open[token],
-                                                 mine.begin, mine.end);
+                                                 product(s, job->first, t), rows, mine.begin,
+                                                 mine.end);
     }
 }
 
@@ -270,6 +285,14 @@ static void count_plane(tern_state *s, const tern_matrix *w, size_t t, size_t ro
     n->weight_bytes_skipped += bytes / w->n_out * (w->n_out - rows);
 }
 
+/* How many rows of plane i were computed for activation t. */
+static size_t n_computed(const tern_state *s, const product_job *job, size_t i, size_t t)
+{
+    size_t n_rows = job->w[i]->n_out;
+    if (job->open_rows_only) rows_to_visit(s, job->w[i], t / s->model->config.n_digits, &n_rows);
+    return n_rows;
+}
+
 void multiply(tern_state *s, product_job *job)
 {
     if (job->w[0]->orientation == TERN_CHANNELS)
@@ -278,7 +301,5 @@ void multiply(tern_state *s, product_job *job)
         pool_run(s->pool, run_product_job, job);
     for (size_t t = 0; t < s->n_acts; t++)
         for (size_t i = 0; i < job->n_planes; i++)
-            count_plane(s, job->w[i], t,
-                        job->open_rows_only ? s->n_open[t / s->model->config.n_digits]
-                                            : job->w[i]->n_out);
+            count_plane(s, job->w[i], t, n_computed(s, job, i, t));
 }

@@ -37,7 +37,7 @@ flips = Extension(
     "ota._flips",
     sources=["cext/delta/_flips.pyx", "cext/delta/flips.c"],
     include_dirs=["cext/delta"],
-    depends=["cext/delta/flips.h"],
+    depends=sorted(map(str, Path("cext/delta").glob("*.h"))),
     extra_compile_args=CFLAGS,
 )
 

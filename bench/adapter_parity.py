@@ -18,24 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.parity import NO_TOKENIZER, TOLERANCE, load
+from bench.parity import NO_TOKENIZER, TOLERANCE, load, run
 from edgeagent import _core
 from edgeagent.convert.adapter import check_adapter
 from edgeagent.convert.packed import Options, write_model
 from edgeagent.convert.sources import open_checkpoint
-
-
-def run(session: _core.Session, ids: list[int], n_greedy: int) -> tuple[np.ndarray, list[int]]:
-    """Logits of every position of a prompt, and the greedy tokens after it."""
-    session.truncate(0)
-    rows, tokens = [], []
-    for token in ids:
-        session.eval([token])
-        rows.append(np.array(session.logits()))
-    for _ in range(n_greedy):
-        tokens.append(int(np.array(session.logits()).argmax()))
-        session.eval(tokens[-1:])
-    return np.stack(rows), tokens
 
 
 def verdict(found: tuple[np.ndarray, list[int]], expected: Any, name: str) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def load(path: Path) -> _core.Model:
     return _core.Model(read_json(path / CONFIG_NAME), tensors)
 
 
-def run(model: _core.Model, ids: list[int], n_greedy: int) -> tuple[np.ndarray, list[int]]:
+def run(session: _core.Session, ids: list[int], n_greedy: int) -> tuple[np.ndarray, list[int]]:
     """Logits of every position of a prompt, and the greedy tokens after it."""
-    session = _core.Session(model, len(ids) + n_greedy, kv_bits=32)
+    session.truncate(0)
     rows, tokens = [], []
     for token in ids:
         session.eval([token])
@@ -73,7 +73,9 @@ def compare(source: Path, expected: Any, *, invert: bool) -> dict[str, Any]:
         target = Path(folder) / "model"
         write_model(checkpoint, target, Options(tokenizer=NO_TOKENIZER))
         greedy = np.atleast_2d(expected["greedy"])
-        logits, tokens = run(load(target), expected["ids"].tolist(), greedy.shape[1])
+        ids, n_greedy = expected["ids"].tolist(), greedy.shape[1]
+        session = _core.Session(load(target), len(ids) + n_greedy, kv_bits=32)
+        logits, tokens = run(session, ids, n_greedy)
         quantization = read_json(target / CONFIG_NAME)["quantization_config"]
     away = np.abs(logits - expected["logits"]).max(axis=2)  # (runs of the reference, positions)
     difference = float(away.min(axis=0).max())

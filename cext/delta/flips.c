@@ -1,25 +1,22 @@
 /* See flips.h; the bytes and the arithmetic are defined in docs/formats.md, section 5. */
 #include "flips.h"
+#include "range_coder.h"
+#include "trit_lines.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define Q32 (1ull << 32)
 #define MAX_HAZARD (4 * Q32)       /* a trit that flips with probability 0.98 */
 #define MAX_FACTOR (1ull << 28)    /* Q16: 4096 times the plane's rate */
-#define TOP (1ull << 48)           /* the range is never below it between two symbols */
 #define STEP_BITS 26               /* the table of hits has a step of 1/64 */
 #define N_STEPS 1024               /* and ends at 16: beyond it, nothing stays as it was */
 #define DECAY 0xfc0fc0544aaf31d1ull /* floor(2^64 exp(-1/64)) */
 #define SPAN (Q32 - (1ull << 13))  /* of the table; leaves room for a place's own 1 and for "none" */
 #define INHERITED 256              /* flips that a plane is told of those before it */
 #define WHOLE_INHERITED 4096       /* trits, likewise, for planes from nothing */
-#define MAX_COUNT (1ull << 30)     /* then counts are halved; keeps (2 n + 1) << 32 in 64 bits */
 #define MAX_LINE_COUNT FLIPS_MAX_PRIOR
 #define MAX_PAST_END 8             /* zeros that the end of a stream stands for: what a coder reads ahead */
 #define LINE_PRIOR 64              /* trits of the plane that a new line counts as its own */
-#define FAST_SHIFT 4               /* an average over 16 bits, and one over 128; young ones move faster */
-#define SLOW_SHIFT 7
 #define MIN_SHARE (1ull << 16)
 #define ALL_ZERO2 0x55             /* four codes 1 */
 #define ALL_ZERO3 121              /* 1 + 3 + 9 + 27 + 81 */
@@ -43,127 +40,6 @@ static inline uint64_t hit(uint64_t x) {
   if (step >= N_STEPS) return hits[N_STEPS];
   uint64_t rest = x & ((1ull << STEP_BITS) - 1);
   return hits[step] + (((uint64_t)(hits[step + 1] - hits[step]) * rest) >> STEP_BITS);
-}
-
-static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
-
-static void make_fields(void) {
-  if (zero_fields[255]) return;
-  for (int byte = 0; byte < 256; byte++) {
-    int rest = byte;
-    uint8_t mask = 0;
-    for (int f = 0; f < 5; f++, rest /= 3) mask = (uint8_t)(mask | (rest % 3 == 1) << f);
-    zero_fields[byte] = byte < 243 ? mask : 255;
-  }
-}
-
-/* ---- range coder: 64-bit range, units of 16 bits, big-endian ---- */
-
-static void put_unit(flips_coder *c, uint16_t unit) {
-  if (c->n_out + 2 > c->max_out) {
-    size_t larger = c->max_out ? 2 * c->max_out : 1 << 16;
-    uint8_t *out = realloc(c->out, larger);
-    if (!out) {
-      c->failed = 1;
-      return;
-    }
-    c->out = out;
-    c->max_out = larger;
-  }
-  c->out[c->n_out++] = (uint8_t)(unit >> 8);
-  c->out[c->n_out++] = (uint8_t)unit;
-}
-
-static void shift_out(flips_coder *c) {
-  uint16_t unit = (uint16_t)(c->low >> 48);
-  if (c->has_cache && !c->carry && unit == 0xffff) {
-    c->pending++;
-  } else {
-    if (c->has_cache) put_unit(c, (uint16_t)(c->cache + c->carry));
-    for (; c->pending; c->pending--) put_unit(c, c->carry ? 0 : 0xffff);
-    c->cache = unit;
-    c->has_cache = 1;
-    c->carry = 0;
-  }
-  c->low <<= 16;
-}
-
-static inline void normalise_out(flips_coder *c) {
-  while (c->range < TOP) {
-    shift_out(c);
-    c->range <<= 16;
-  }
-}
-
-static inline uint64_t next_unit(flips_coder *c) {
-  uint64_t unit = 0;
-  for (int i = 0; i < 2; i++) {
-    unit <<= 8;
-    if (c->at < c->n_in)
-      unit |= c->in[c->at++];
-    else
-      c->past_end++;
-  }
-  return unit;
-}
-
-static inline void normalise_in(flips_coder *c) {
-  while (c->range < TOP) {
-    c->code = c->code << 16 | next_unit(c);
-    c->range <<= 16;
-  }
-}
-
-/* Take [from, to) of 2^32. */
-static inline void narrow_out(flips_coder *c, uint64_t from, uint64_t to) {
-  uint64_t unit = c->range >> 32;
-  uint64_t low = c->low + unit * from;
-  if (low < c->low) c->carry = 1;
-  c->low = low;
-  c->range = to == Q32 ? c->range - unit * from : unit * (to - from);
-  normalise_out(c);
-}
-
-static inline void narrow_in(flips_coder *c, uint64_t from, uint64_t to) {
-  uint64_t unit = c->range >> 32;
-  c->code -= unit * from;
-  c->range = to == Q32 ? c->range - unit * from : unit * (to - from);
-  normalise_in(c);
-}
-
-/* One bit; p1 is the probability of 1 in Q32, at least 1 and less than 2^32. */
-static inline int code_bit(flips_coder *c, int bit, uint64_t p1) {
-  if (!c->writes) bit = c->code < (c->range >> 32) * p1;
-  uint64_t from = bit ? 0 : p1, to = bit ? p1 : Q32;
-  if (c->writes)
-    narrow_out(c, from, to);
-  else
-    narrow_in(c, from, to);
-  return bit;
-}
-
-/* A bit whose probability is the share of ones so far. */
-static inline int counted_bit(flips_coder *c, int bit, uint64_t *ones, uint64_t *bits) {
-  uint64_t p1 = ((2 * *ones + 1) << 31) / (*bits + 1);
-  bit = code_bit(c, bit, p1);
-  *ones += (uint64_t)bit;
-  if (++*bits == MAX_COUNT) {
-    *ones >>= 1;
-    *bits >>= 1;
-  }
-  return bit;
-}
-
-/* A bit with two moving averages, one quick and one slow. */
-static inline int moving_bit(flips_coder *c, int bit, flips_bit *b) {
-  uint64_t p1 = ((uint64_t)b->fast + b->slow + 2) << 15;
-  bit = code_bit(c, bit, p1 < Q32 - (1ull << 16) ? p1 : Q32 - (1ull << 16));
-  uint32_t goal = bit ? 0xffff : 0;
-  b->seen += b->seen < SLOW_SHIFT;
-  int shift = b->seen < FAST_SHIFT ? b->seen : FAST_SHIFT;
-  b->fast = (uint16_t)(b->fast + (((int32_t)goal - b->fast) >> shift));
-  b->slow = (uint16_t)(b->slow + (((int32_t)goal - b->slow) >> b->seen));
-  return bit;
 }
 
 /* ---- start, planes, end ---- */
@@ -256,109 +132,6 @@ int flips_end(flips_coder *c) {
   for (; c->pending; c->pending--) put_unit(c, 0xffff);
   if (c->n_out && !c->out[c->n_out - 1]) c->n_out--; /* zeros follow the end anyway */
   return c->failed ? FLIPS_BUG : FLIPS_OK;
-}
-
-/* ---- bitmaps of a line ---- */
-
-static inline uint32_t count_bits(uint64_t x) {
-  x -= (x >> 1) & 0x5555555555555555ull;
-  x = (x & 0x3333333333333333ull) + ((x >> 2) & 0x3333333333333333ull);
-  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0full;
-  return (uint32_t)((x * 0x0101010101010101ull) >> 56);
-}
-
-/* Lowest bits of 8 bytes as one byte. */
-static inline uint64_t gather(uint64_t bytes) {
-  return ((bytes & 0x0101010101010101ull) * 0x0102040810204080ull) >> 56;
-}
-
-static inline uint64_t load64(const uint8_t *p) {
-  uint64_t x;
-  memcpy(&x, p, 8);
-  return x; /* little-endian machines only, as the whole product */
-}
-
-/* Bit r of the block's words: trit r is zero.  Returns 0 if a code is illegal. */
-static int zeros2(const uint8_t *block, uint64_t *words) {
-  uint64_t bad = 0;
-  words[0] = words[1] = 0;
-  for (int k = 0; k < 4; k++) {
-    uint64_t w = load64(block + 8 * k);
-    bad |= w & w >> 1;
-    for (int f = 0; f < 4; f++) words[f >> 1] |= gather(w >> (2 * f)) << (32 * (f & 1) + 8 * k);
-  }
-  return !(bad & 0x5555555555555555ull);
-}
-
-static int zeros3(const uint8_t *block, uint64_t *words) {
-  uint8_t bad = 0;
-  memset(words, 0, 5 * sizeof *words);
-  for (int k = 0; k < 8; k++) {
-    uint64_t eight = 0;
-    for (int j = 0; j < 8; j++) {
-      uint8_t mask = zero_fields[block[8 * k + j]];
-      bad |= mask >> 7;
-      eight |= (uint64_t)mask << (8 * j);
-    }
-    for (int f = 0; f < 5; f++) words[f] |= gather(eight >> f) << (8 * k);
-  }
-  return !bad;
-}
-
-/* Bitmaps of whole blocks; returns 0 if a code is illegal. */
-static int map_blocks(const flips_shape *s, const uint8_t *blocks, uint32_t n_bytes, uint64_t *words) {
-  int good = 1;
-  if (s->base3) {
-    for (uint32_t at = 0; at < n_bytes; at += 64, words += 5) good &= zeros3(blocks + at, words);
-  } else {
-    for (uint32_t at = 0; at < n_bytes; at += 32, words += 2) good &= zeros2(blocks + at, words);
-  }
-  return good;
-}
-
-/* How many trits of whole blocks are zero, without their bitmaps; -1 if a code is illegal. */
-static int64_t count_zeros(const flips_shape *s, const uint8_t *blocks, uint32_t n_bytes) {
-  uint64_t bad = 0, low = 0x5555555555555555ull;
-  uint32_t zeros = 0;
-  if (s->base3) {
-    for (uint32_t at = 0; at < n_bytes; at += 8) {
-      uint64_t eight = 0;
-      for (int j = 0; j < 8; j++) eight |= (uint64_t)zero_fields[blocks[at + j]] << (8 * j);
-      bad |= eight >> 7;
-      zeros += count_bits(eight);
-    }
-    return bad & 0x0101010101010101ull ? -1 : (int64_t)zeros;
-  }
-  for (uint32_t at = 0; at < n_bytes; at += 16) { /* code 1 has its low bit set, the others have not */
-    uint64_t a = load64(blocks + at), b = load64(blocks + at + 8);
-    bad |= (a & a >> 1) | (b & b >> 1);
-    zeros += count_bits((a & low) | (b & low) << 1);
-  }
-  return bad & low ? -1 : (int64_t)zeros;
-}
-
-static const uint8_t power3[5] = {1, 3, 9, 27, 81};
-
-static inline uint8_t *byte_of(const flips_shape *s, uint8_t *line, uint32_t i, uint32_t *field) {
-  uint32_t trits = s->base3 ? 320 : 128, bytes = s->base3 ? 64 : 32;
-  uint32_t block = i / trits, r = i % trits;
-  *field = r / bytes;
-  return line + block * bytes + r % bytes;
-}
-
-static inline int get_code(const flips_shape *s, const uint8_t *line, uint32_t i) {
-  uint32_t field;
-  uint8_t byte = *byte_of(s, (uint8_t *)line, i, &field);
-  return s->base3 ? byte / power3[field] % 3 : byte >> (2 * field) & 3;
-}
-
-static inline void set_code(const flips_shape *s, uint8_t *line, uint32_t i, int old, int code) {
-  uint32_t field;
-  uint8_t *byte = byte_of(s, line, i, &field);
-  if (s->base3)
-    *byte = (uint8_t)(*byte + (code - old) * power3[field]);
-  else
-    *byte = (uint8_t)(*byte ^ (old ^ code) << (2 * field));
 }
 
 /* ---- flips ---- */

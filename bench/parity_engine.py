@@ -23,26 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from edgeagent import _core
 from edgeagent.model.files import read_adapter
-from tests.core.toy import Shape, Toy, make_toy
+from tests.core.toy import LLAMA3, LONG, Shape, Toy, make_toy
 
 TOKENS = [1, 5, 9, 61, 33, 33, 2, 17, 4, 90, 11, 8, 7, 7, 99]
 GREEDY_TOKENS = 64
 CONTEXT = 96
 LOGIT_BOUND = 1e-3
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LONG = {
-    "rope_type": "longrope",
-    "short_factor": [1 + i / 8 for i in range(16)],
-    "long_factor": [2.0 + i for i in range(16)],
-    "original_max_position_embeddings": 128,
-}
 PLAIN: dict[str, Any] = {
     "act": "silu",
     "sub_norms": False,

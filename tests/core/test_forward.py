@@ -8,23 +8,9 @@ import pytest
 
 from edgeagent import _core
 from tests.core.reference import Reference, toy_away_from_ties
-from tests.core.toy import PROJECTIONS, Shape, make_toy, pack_channels3
+from tests.core.toy import LLAMA3, LONG, PROJECTIONS, Shape, make_toy, pack_channels3
 
 TOKENS = [1, 5, 9, 61, 33, 33, 2]
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LONG = {
-    "rope_type": "longrope",
-    "short_factor": [1 + i / 8 for i in range(16)],
-    "long_factor": [2.0 + i for i in range(16)],
-    "original_max_position_embeddings": 128,
-}
 
 SHAPES = {
     "bitnet": Shape(),

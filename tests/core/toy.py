@@ -73,6 +73,22 @@ def random_trits(rng: np.random.Generator, n_out: int, n_in: int, zeros: float =
     return rng.choice(np.array([-1, 0, 1], np.int8), (n_out, n_in), p=[edge, zeros, edge])
 
 
+# Scalings of rotary positions for a head of 32, as Hugging Face configs write them.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1 + i / 8 for i in range(16)],
+    "long_factor": [2.0 + i for i in range(16)],
+    "original_max_position_embeddings": 128,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """What a toy model looks like."""

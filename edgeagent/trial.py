@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +65,37 @@ def _compare_memory(new: EngineProcess, old: EngineProcess) -> None:
 
 
 async def _compare_speed(new: EngineProcess, old: EngineProcess) -> None:
-    """Measure both in turns and compare the best, so that a busy board fails no good model.
+    """Measure both in turns, so that a busy board fails no good model.
 
-    The new engine is judged by rounds in which the old one had nothing to do; where queries leave
-    too few of them, the new model is not held to its speed.
+    A model is slow when its best round is slower than the old one's best, and the middle one of its
+    rounds is slower than the round of the old one before it: one clear moment of the old engine
+    proves nothing.  Only rounds in which the old engine had nothing else to do count; where queries
+    leave too few of them, the new model is not held to its speed.
     """
     best_new = best_old = 0.0
-    undisturbed = 0
+    ratios: list[float] = []
     for _ in range(MAX_ROUNDS):
         try:
-            best_old = max(best_old, await _tokens_per_s(old))
+            old_speed = await _tokens_per_s(old)
         except EngineError:
             return  # it has ended: there is nothing to compare with
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(old.idle.wait(), IDLE_TIMEOUT_S)
         started = old.n_started
-        speed = await _tokens_per_s(new)
-        best_new = max(best_new, speed)
+        new_speed = await _tokens_per_s(new)
+        best_old, best_new = max(best_old, old_speed), max(best_new, new_speed)
         if best_new >= MIN_SPEED * best_old:
             return
-        undisturbed += old.idle.is_set() and old.n_started == started
-        if undisturbed == SPEED_ROUNDS:
+        if old.idle.is_set() and old.n_started == started and old_speed:
+            ratios.append(new_speed / old_speed)
+        if len(ratios) == SPEED_ROUNDS:
+            if statistics.median(ratios) >= MIN_SPEED:
+                return
             raise EngineError(
                 f"speed: expected at least {MIN_SPEED * best_old:.1f} tokens/s, {MIN_SPEED:g} of "
                 f"the old model's, got {best_new:.1f}"
             )
-    log.warning("update.speed_unknown undisturbed_rounds=%d of=%d", undisturbed, SPEED_ROUNDS)
+    log.warning("update.speed_unknown undisturbed_rounds=%d of=%d", len(ratios), SPEED_ROUNDS)
 
 
 async def _tokens_per_s(engine: EngineProcess) -> float:

@@ -47,6 +47,12 @@ def test_a_slower_model_fails_after_enough_clear_rounds():
     assert new.asked == SPEED_ROUNDS
 
 
+def test_one_clear_moment_of_the_old_engine_proves_nothing():
+    new = Engine(50.0)
+    compare(new, Engine(100.0, 52.0))
+    assert new.asked == SPEED_ROUNDS
+
+
 def test_rounds_that_queries_disturb_do_not_count(caplog):
     new, old = Engine(20.0), Engine(100.0)
 

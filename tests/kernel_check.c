@@ -448,6 +448,8 @@ static void check_products(check *c, size_t n, size_t fill)
     for (tern_packing p = 0; p < TERN_PACKINGS; p++)
         for (size_t r = 0; r < COUNT(rows); r++)
             for (int keep = 0; keep < 3; keep++) check_rows(c, p, rows[r], n, fill, keep);
+    for (tern_packing p = 0; p < TERN_PACKINGS && n < 3000; p++)
+        check_rows(c, p, 77, n, fill, 1); /* groups of listed rows, and a part of one */
     const size_t most = n < 400 ? 2 : 1;
     for (size_t panels = 1; panels <= most; panels++)
         for (int keep = 0; keep < 4; keep++) check_cols(c, panels, n, fill, keep);

@@ -7,6 +7,7 @@
 #include "variants.h"
 #if defined(__x86_64__)
 #include "avx2.h"
+#include "row_list.h"
 
 enum {
     LANE_PER_BLOCK = 4 * PAIR_MAX, /* rows: 4 results a block */
@@ -34,8 +35,9 @@ ISA static inline __m256i block_dot_i16x16(const uint8_t *block, const int8_t *x
     return _mm256_add_epi16(_mm256_add_epi16(s0, s1), _mm256_add_epi16(s2, s3));
 }
 
-ISA static int32_t row_dot(const uint8_t *row, const int8_t *x, size_t blocks)
+ISA static int32_t row_dot(const uint8_t *row, const int8_t *x, size_t row_bytes)
 {
+    const size_t blocks = row_bytes / TERN_BLOCK_BYTES;
     __m256i acc_i32 = _mm256_setzero_si256();
     for (size_t b = 0; b < blocks;) {
         const size_t stop = b + BLOCKS_PER_WIDEN < blocks ? b + BLOCKS_PER_WIDEN : blocks;
@@ -51,10 +53,15 @@ ISA static int32_t row_dot(const uint8_t *row, const int8_t *x, size_t blocks)
 ISA static void gemv_rows_avx2(const uint8_t *plane, const tern_act *a, int32_t *y,
                                const uint32_t *rows, size_t begin, size_t end)
 {
-    const size_t blocks = (a->n + TERN_BLOCK - 1) / TERN_BLOCK;
+    const size_t row_bytes = tern_row_bytes(TERN_2BIT, a->n);
+    if (is_row_list(row_bytes, rows, begin, end)) {
+        const row_list l = { plane, row_bytes / TERN_LINE_BYTES, rows, end };
+        multiply_row_list(row_dot, &l, a, y, begin);
+        return;
+    }
     for (size_t i = begin; i < end; i++) {
         const size_t r = rows ? rows[i] : i;
-        y[r] = row_dot(plane + r * blocks * TERN_BLOCK_BYTES, a->x, blocks) - a->sum;
+        y[r] = row_dot(plane + r * row_bytes, a->x, row_bytes) - a->sum;
     }
 }
 

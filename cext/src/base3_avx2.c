@@ -11,6 +11,7 @@
 #include "variants.h"
 #if defined(__x86_64__)
 #include "avx2.h"
+#include "row_list.h"
 
 enum {
     FIELDS = 5,
@@ -19,7 +20,7 @@ enum {
     HALVES_PER_WIDEN = 12, /* rows: all fields of a half meet in one lane */
     GROUP = 32,            /* channels that pass while the sums of a block stay in registers */
     GROUP_BLOCKS = 8,
-    AHEAD_CHANNELS = 16, /* of the list: their memory is asked for */
+    AHEAD_CHANNELS = GROUP, /* of the list: their memory is asked for */
     AHEAD_TILES = 12,
 };
 _Static_assert(TILES_PER_WIDEN * PAIR_MAX <= INT16_MAX, "tiles: int16 lane would overflow");
@@ -141,6 +142,11 @@ void ISA gemv_rows_base3_avx2(const uint8_t *plane, const tern_act *a, int32_t *
                               const uint32_t *rows, size_t begin, size_t end)
 {
     const size_t row_bytes = tern_row_bytes(TERN_BASE3, a->n);
+    if (is_row_list(row_bytes, rows, begin, end)) {
+        const row_list l = { plane, row_bytes / TERN_LINE_BYTES, rows, end };
+        multiply_row_list(row_dot, &l, a, y, begin);
+        return;
+    }
     for (size_t i = begin; i < end; i++) {
         const size_t r = rows ? rows[i] : i;
         y[r] = row_dot(plane + r * row_bytes, a->x, row_bytes) - a->sum;
@@ -169,16 +175,21 @@ static void gather(channel_group *g, const uint8_t *plane, const tern_act *a, si
     g->n = (listed + 1) / 2 * 2;
     for (size_t c = 0; c < g->n; c++) {
         const size_t at = c < listed ? i + c : end - 1, k = channel_at(a, at);
-        const size_t later = at + AHEAD_CHANNELS < end ? at + AHEAD_CHANNELS : end - 1;
         const uint8_t *from = plane + k * channel_bytes + first * TERN_LINE_BYTES;
-        const uint8_t *ahead =
-            plane + channel_at(a, later) * channel_bytes + first * TERN_LINE_BYTES;
         g->x[c] = c < listed ? a->x[k] : 0;
-        for (size_t b = 0; b < blocks; b++) {
-            prefetch_line(ahead, b);
-            memcpy(g->line[b][c], from + b * TERN_LINE_BYTES, TERN_LINE_BYTES);
-        }
+        for (size_t parity = 0; parity < 2; parity++)
+            for (size_t b = parity; b < blocks; b += 2)
+                memcpy(g->line[b][c], from + b * TERN_LINE_BYTES, TERN_LINE_BYTES);
     }
+}
+
+/* Ask for one block of list positions i to i + GROUP. */
+ASKS ask_for_block(const uint8_t *plane, const tern_act *a, size_t channel_bytes, size_t i, size_t end,
+                   size_t block)
+{
+    const size_t stop = i + GROUP < end ? i + GROUP : end;
+    for (; i < stop; i++)
+        __builtin_prefetch(plane + channel_at(a, i) * channel_bytes + block * TERN_LINE_BYTES, 0, 2);
 }
 
 /* One half of a block's lines, interleaved low or high: outputs 8 i to 8 i + 7 of either 128-bit lane. */
@@ -224,8 +235,10 @@ void ISA gemv_channels_avx2(const uint8_t *plane, const tern_act *a, size_t n_ou
         for (size_t first = 0; first < blocks; first += GROUP_BLOCKS) {
             const size_t n = blocks - first < GROUP_BLOCKS ? blocks - first : GROUP_BLOCKS;
             gather(&g, plane, a, channel_bytes, i, end, first, n);
-            for (size_t b = 0; b < n; b++)
+            for (size_t b = 0; b < n; b++) {
+                ask_for_block(plane, a, channel_bytes, i + AHEAD_CHANNELS, end, first + b);
                 add_group(&g, b, y + (first + b) * TERN_BLOCK3);
+            }
         }
 }
 #endif

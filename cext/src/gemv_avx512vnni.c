@@ -9,16 +9,13 @@
  *   lines     2 shuffles + 3 masks + 4 VPDPBUSD                              9 for 256 weights
  *   tiles     4 mod 81 + 1 VPERMI2B + 3 masks + 5 VPDPBUSD                  13 for 320 weights
  *   channels  the same + 2 shuffles, and the sums pass through the first-level cache
- *   rows      4 mod 81 + 1 VPERMI2B + 4 masks + 1 + 5 VPDPBUSD + 5 loads    15 for 320 weights
  *
  * Lines, all visited, and tiles are one stream that the hardware prefetcher follows; tiles are a fifth
  * faster when nobody else asks for the stream.  It does not follow lists: there PREFETCHT1 asks, which
- * leaves the few fill buffers of the first-level cache alone (random 512-byte pieces: 8 GB/s and more, see
- * below; with PREFETCHT0 6). */
+ * leaves the few fill buffers of the first-level cache alone.  Rows: gemv_rows_avx512vnni.c. */
 #include "variants.h"
 #if defined(__x86_64__)
 #include "avx512vnni.h"
-#include <stdbool.h>
 
 /* Of lines, ahead of the stream, in bytes: 512 to 2048 measure alike. */
 enum { AHEAD_BYTES = 768, AHEAD_LIVE = 128 /* lines of the list; 64 to 256 measure alike */ };
@@ -226,20 +223,12 @@ void ISA gemv_tiles_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t 
         panel_of_tiles(plane + p * panel_bytes, a, y + p * TERN_TILE_OUTPUTS, t);
 }
 
-/* ---- pieces of a list ---- */
+/* ---- channels, base 3 ---- */
 
-/* Pieces of 512 bytes that are no part of a stream, 30 % of those of a plane, in GB/s (one thread, Zen 4):
- *
- *   8    asked for and loaded in their order
- *   9    loaded 0, 2, 4, 6, 1, 3, 5, 7, each by an instruction of its own: otherwise they look like a
- *        stream, the prefetcher reads on beyond the end, and memory delivers what nobody wants
- *   10   to 11: asked for first line by first line of sixteen pieces, then the second lines, and so on
- *
- * with the same machine at 20 to 29 for streams. */
+/* A channel of a list is fetched as a row of a list is (row_list.h): every other line first, or it looks
+ * like a stream and memory delivers what lies beyond its end. */
 enum { PIECE_LINES = 8 };
 #define EVERY_OTHER_LINE(line) line(0) line(2) line(4) line(6) line(1) line(3) line(5) line(7)
-
-/* ---- channels, base 3 ---- */
 
 /* Channels that pass while the sums of a block of outputs stay in registers, and how many channels
  * ahead memory is asked for theirs. */
@@ -253,7 +242,7 @@ typedef struct channel_group {
 } channel_group;
 
 /* Ask for one block of list positions i to i + GROUP. */
-ISA static inline void prefetch_block(const uint8_t *plane, const tern_act *a, size_t channel_bytes,
+ISA static inline __attribute__((always_inline)) void prefetch_block(const uint8_t *plane, const tern_act *a, size_t channel_bytes,
                                       size_t i, size_t end, size_t block)
 {
     const size_t stop = i + GROUP < end ? i + GROUP : end;
@@ -377,164 +366,5 @@ void ISA gemv_channels_avx512vnni(const uint8_t *plane, const tern_act *a, size_
         split_block(y + b * TERN_BLOCK3);
         order_channels(y + b * TERN_BLOCK3, sum);
     }
-}
-
-/* ---- rows ---- */
-
-/* Sums across the lanes of four rows at once. */
-ISA static inline __m128i hsum4_i32x4(const __m512i s[4])
-{
-    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]),
-                                        _mm512_unpackhi_epi32(s[0], s[1]));
-    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]),
-                                        _mm512_unpackhi_epi32(s[2], s[3]));
-    const __m512i abcd =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd),
-                                          _mm512_extracti64x4_epi64(abcd, 1));
-    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-
-/* The codes of one row against x, 16 partial sums. */
-typedef __m512i row_dot_fn(const uint8_t *row, const int8_t *x, size_t n_bytes, base3_tables t);
-
-#define FIELD_DOT(f, bytes, x) acc##f = dot_i32x16(acc##f, bytes, load_u8x64(x))
-
-/* Two blocks of 32 bytes at a time: byte j of the pair belongs to channel 128 (j / 32) + j % 32 of
- * field 0, so x comes from two places. */
-ISA static inline __m512i x_pair(const int8_t *x)
-{
-    const __m256i low = _mm256_loadu_si256((const __m256i *)x);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
-                              _mm256_loadu_si256((const __m256i *)(x + TERN_BLOCK)), 1);
-}
-
-ISA static inline __m512i row_dot_2bit(const uint8_t *row, const int8_t *x, size_t n_bytes,
-                                       base3_tables t)
-{
-    (void)t;
-    __m512i acc[FIELDS_2BIT] = { 0 };
-    for (; n_bytes; row += 64, x += 2 * TERN_BLOCK) {
-        const size_t here = n_bytes < 64 ? n_bytes : 64;
-        const __mmask64 mask = here == 64 ? ~0ull : (1ull << here) - 1;
-        const __m512i codes = _mm512_maskz_loadu_epi8(mask, row);
-#pragma GCC unroll 4
-        for (int f = 0; f < FIELDS_2BIT; f++) {
-            const __m512i x_i8x64 =
-                here == 64 ? x_pair(x + 32 * f) : _mm512_maskz_loadu_epi8(mask, x + 32 * f);
-            acc[f] = dot_i32x16(acc[f], _mm512_and_si512(codes, CODE_MASK(f)), x_i8x64);
-        }
-        n_bytes -= here;
-    }
-    const __m512i s01 = _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
-    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6));
-    return _mm512_add_epi32(s01, s23);
-}
-
-/* The instruction itself, or the compiler puts the loads back into their order. */
-#define ROW_LOAD(b)                                                                                \
-    __asm__ volatile("vmovdqu64 %1, %0" : "=v"(v[b]) : "m"(row[(b) * TERN_LINE_BYTES]));
-#define ROW_BLOCK(b, line)                                                                         \
-    {                                                                                              \
-        const int8_t *at = x + (b) * TERN_BLOCK3;                                                  \
-        const __m512i bytes = line, r = mod81_u8x64(bytes);                                        \
-        const __m512i codes = low_codes_u8x64(t, r);                                               \
-        FIELD_DOT(0, _mm512_and_si512(codes, CODE_MASK(0)), at);                                   \
-        FIELD_DOT(1, _mm512_and_si512(codes, CODE_MASK(1)), at + 64);                              \
-        FIELD_DOT(2, _mm512_and_si512(codes, CODE_MASK(2)), at + 128);                             \
-        FIELD_DOT(3, _mm512_and_si512(codes, CODE_MASK(3)), at + 192);                             \
-        FIELD_DOT(4, _mm512_sub_epi8(bytes, r), at + 256);                                         \
-    }
-
-/* Fields meet different x here, so every one needs its mask; v - v mod 81 is 81 c4. */
-ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, size_t n_bytes,
-                                        base3_tables t)
-{
-    __m512i acc0 = _mm512_setzero_si512(), acc1 = acc0, acc2 = acc0, acc3 = acc0, acc4 = acc0;
-    const uint8_t *end = row + n_bytes;
-    for (; row + PIECE_LINES * TERN_LINE_BYTES <= end;
-         row += PIECE_LINES * TERN_LINE_BYTES, x += PIECE_LINES * TERN_BLOCK3) {
-        __m512i v[PIECE_LINES];
-        EVERY_OTHER_LINE(ROW_LOAD)
-        ROW_BLOCK(0, v[0])
-        ROW_BLOCK(1, v[1])
-        ROW_BLOCK(2, v[2])
-        ROW_BLOCK(3, v[3])
-        ROW_BLOCK(4, v[4])
-        ROW_BLOCK(5, v[5])
-        ROW_BLOCK(6, v[6])
-        ROW_BLOCK(7, v[7])
-    }
-    for (; row < end; row += TERN_LINE_BYTES, x += TERN_BLOCK3) ROW_BLOCK(0, load_u8x64(row))
-    const __m512i s01 = _mm512_add_epi32(acc0, _mm512_srai_epi32(acc1, 2));
-    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc2, 4), _mm512_srai_epi32(acc3, 6));
-    const __m512i s4 = divide_81(acc4);
-    return _mm512_add_epi32(_mm512_add_epi32(s01, s23), s4);
-}
-
-/* Rows of a list lie anywhere: they are asked for in good time, sixteen at once. */
-enum { ROWS_AHEAD = 32, ROWS_ASKED_AT_ONCE = 16, ROWS_AT_ONCE = 4 };
-
-/* Ask for the rows of list positions from `first` on; see "pieces of a list" for the order. */
-ISA static inline void prefetch_rows(const uint8_t *plane, size_t row_bytes, const uint32_t *rows,
-                                     size_t first, size_t end)
-{
-    const size_t stop = first + ROWS_ASKED_AT_ONCE < end ? first + ROWS_ASKED_AT_ONCE : end;
-    for (size_t b = 0; b < row_bytes; b += TERN_LINE_BYTES)
-        for (size_t i = first; i < stop; i++)
-            _mm_prefetch((const char *)plane + (rows ? rows[i] : i) * row_bytes + b, _MM_HINT_T1);
-}
-
-/* The four rows that lie 32 behind row r. */
-ISA static inline void prefetch_stream(const uint8_t *plane, size_t row_bytes, size_t r)
-{
-    const uintptr_t at = (uintptr_t)plane + (r + ROWS_AHEAD) * row_bytes;
-    for (size_t b = 0; b < ROWS_AT_ONCE * row_bytes; b += TERN_LINE_BYTES)
-        _mm_prefetch((const char *)(at + b), _MM_HINT_T1);
-}
-
-/* Whether less than nine of ten rows are listed; more are read like a stream. */
-static inline bool is_sparse(const uint32_t *rows, size_t begin, size_t end)
-{
-    return rows && end > begin && 10 * (end - begin) < 9 * ((size_t)rows[end - 1] - rows[begin] + 1);
-}
-
-ISA static inline __attribute__((always_inline)) void
-gemv_rows(tern_packing packing, row_dot_fn *dot, const uint8_t *plane, const tern_act *a, int32_t *y,
-          const uint32_t *rows, size_t begin, size_t end)
-{
-    const size_t row_bytes = tern_row_bytes(packing, a->n);
-    const base3_tables t = load_base3_tables();
-    const bool is_list = is_sparse(rows, begin, end);
-    for (size_t i = begin; is_list && i < begin + ROWS_AHEAD; i += ROWS_ASKED_AT_ONCE)
-        prefetch_rows(plane, row_bytes, rows, i, end);
-    for (size_t i = begin; i < end; i += ROWS_AT_ONCE) {
-        size_t r[ROWS_AT_ONCE];
-        __m512i s[ROWS_AT_ONCE];
-        if (!is_list)
-            prefetch_stream(plane, row_bytes, rows ? rows[i] : i);
-        else if ((i - begin) % ROWS_ASKED_AT_ONCE == 0)
-            prefetch_rows(plane, row_bytes, rows, i + ROWS_AHEAD, end);
-        for (size_t j = 0; j < ROWS_AT_ONCE; j++) {
-            const size_t at = i + j < end ? i + j : end - 1;
-            r[j] = rows ? rows[at] : at;
-            s[j] = dot(plane + r[j] * row_bytes, a->x, row_bytes, t);
-        }
-        int32_t sums[ROWS_AT_ONCE];
-        _mm_storeu_si128((__m128i *)sums, _mm_sub_epi32(hsum4_i32x4(s), _mm_set1_epi32(a->sum)));
-        for (size_t j = 0; j < ROWS_AT_ONCE && i + j < end; j++) y[r[j]] = sums[j];
-    }
-}
-
-void ISA gemv_rows_2bit_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y,
-                                   const uint32_t *rows, size_t begin, size_t end)
-{
-    gemv_rows(TERN_2BIT, row_dot_2bit, plane, a, y, rows, begin, end);
-}
-
-void ISA gemv_rows_base3_avx512vnni(const uint8_t *plane, const tern_act *a, int32_t *y,
-                                    const uint32_t *rows, size_t begin, size_t end)
-{
-    gemv_rows(TERN_BASE3, row_dot_base3, plane, a, y, rows, begin, end);
 }
 #endif

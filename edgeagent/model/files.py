@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeagent.errors import ModelError
 from edgeagent.model.adapter import (
@@ -18,6 +18,7 @@ from edgeagent.model.adapter import (
     Modules,
     map_adapter,
 )
+from edgeagent.model.pages import fetch_huge
 from edgeagent.model.safetensors import SafetensorsFile
 from ota.errors import ReleaseFormatError
 from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, FileEntry, Release, parse_release
@@ -32,6 +33,8 @@ COMPARISON_LAYOUTS = (3, 4, 5)  # binary, int8 and float16, section 3b: what the
 #: SHA-256 releases the interpreter; a large model starts as fast as its largest file is hashed.
 MAX_HASH_THREADS = 4
 HASH_ALONE = 64 << 20  # bytes of a model below which threads cost more than they save
+WINDOW_BYTES = 32 << 20  # of a file that are mapped at once while it is hashed
+HASH_BYTES = 256 << 10  # stay in a second-level cache between reading and hashing
 #: config.json and the index of a 60-layer model are below 100 KiB.
 MAX_JSON_BYTES = 4 << 20
 
@@ -77,12 +80,24 @@ def read_release(path: Path) -> Release:
         raise ModelError(f"{path}: {err}") from err
 
 
+def _digest(file: BinaryIO, size: int) -> str:
+    """Return the SHA-256 (hex) of a file, which is then in huge pages of the page cache."""
+    sha256 = hashlib.sha256()
+    for at in range(0, size, WINDOW_BYTES):
+        fetch_huge(file, at, min(WINDOW_BYTES, size - at))
+        left = min(WINDOW_BYTES, size - at)
+        while left and (piece := file.read(min(HASH_BYTES, left))):
+            sha256.update(piece)
+            left -= len(piece)
+    return sha256.hexdigest()
+
+
 def _verify_file(path: Path, name: str, entry: FileEntry) -> None:
     try:
         with (path / name).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = _digest(file, size)
     except OSError as err:
         raise ModelError(f"{path}: {name}: cannot be read: {err.strerror}") from err
     if size != entry.n_bytes:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgeagent.errors import ModelError
+from edgeagent.model.pages import WholePieces, want_huge
 
 ELEMENT_BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}
 #: What files of others may hold besides; only conversion reads such files.
@@ -163,6 +164,10 @@ class SafetensorsFile:
         except (OSError, ValueError) as err:  # ValueError: an empty file cannot be mapped
             raise ModelError(f"{path.name}: cannot be mapped: {err}") from err
         self.infos, self.metadata = parse_header(self._map, path.name)
+        # Planes are read for every token.  Of the float16 rows behind them a few are: a huge page that
+        # was dropped would be read again for a single row.
+        planes = [info.end for info in self.infos.values() if info.dtype == "U8"]
+        want_huge(self._map, max(planes, default=0))
 
     def tensor(self, name: str) -> tuple[str, tuple[int, ...], memoryview]:
         """Return `(dtype, shape, bytes)`; the view keeps the mapping alive."""
@@ -204,7 +209,9 @@ def write_safetensors(
         at += len(data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
-    out.write(struct.pack("<Q", len(text)) + text)
+    pieces = WholePieces(out)
+    pieces.write(struct.pack("<Q", len(text)) + text)
     for *_, data in ordered:
         for part in data.parts() if isinstance(data, Stream) else (data,):
-            out.write(part)
+            pieces.write(part)
+    pieces.close()

@@ -173,7 +173,8 @@ def measure(path: Path, plan: Plan, report: Report) -> dict[str, Any]:
         for peer in peers:
             report(f"waiting for {peer.name}")
             peer.wait()
-        probe = Probe(plan.bandwidth_bytes)
+        shards = sorted(path.glob("*.safetensors"))
+        probe = Probe(plan.bandwidth_bytes, shards)
         runs = Runs(subject, plan, peers, probe)
         runs.warm_up()
         for turn in range(plan.repetitions):
@@ -182,7 +183,6 @@ def measure(path: Path, plan: Plan, report: Report) -> dict[str, Any]:
         energy = Joules().of(runs.decode_once)
         ours = _our_figures(subject, plan, runs)
         probe.close()
-        shards = sorted(path.glob("*.safetensors"))
         ours["mapped_bandwidth_gb_s"] = round(read_files(shards, plan.threads), 2)
         ours["peak_rss_of_this_process_mb"] = machine.status_mb("VmHWM")
         them = _peer_figures(runs, peers, plan.starts, plan.threads)

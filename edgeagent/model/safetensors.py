@@ -164,8 +164,8 @@ class SafetensorsFile:
         except (OSError, ValueError) as err:  # ValueError: an empty file cannot be mapped
             raise ModelError(f"{path.name}: cannot be mapped: {err}") from err
         self.infos, self.metadata = parse_header(self._map, path.name)
-        # Planes are read for every token.  Of the float16 rows behind them a few are: a huge page that
-        # was dropped would be read again for a single row.
+        # Planes are read for every token.  Of the float16 rows behind them a few are: a huge page
+        # that was dropped would be read again for a single row.
         planes = [info.end for info in self.infos.values() if info.dtype == "U8"]
         want_huge(self._map, max(planes, default=0))
 

@@ -1,6 +1,6 @@
 /* gemm_avx512vnni.c - prefill: codes are unpacked once and meet all tokens of a block.
  *
- * A piece of a plane is unpacked into quads in the first-level cache: 64 bytes are 16 outputs by 4
+ * A piece of a plane is unpacked into quads in the second-level cache: 64 bytes are 16 outputs by 4
  * channels, a code a byte.  Then 4 tokens at a time pass over it: 5 loads of codes and 4 broadcasts of
  * activations feed 20 VPDPBUSD, of which Zen 4 does one a cycle (64 products; 230 G/s at 3.6 GHz).
  *

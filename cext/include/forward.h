@@ -11,7 +11,7 @@
 enum {
     TERN_CONTEXT_MAX = 1 << 20, /* positions; det_sincos is exact enough up to 2^20 radians */
     TERN_THREADS_MAX = 64,
-    TERN_TOKENS_BLOCK = 64, /* tokens that go through a layer together: unpacking is 4 % of a GEMM */
+    TERN_TOKENS_BLOCK = 128, /* tokens that go through a layer together: unpacking is 2 % of a GEMM */
 
     TERN_DIGITS = 3,          /* of a float activation: 2 miss float32's logits by more than 1e-3 */
     TERN_DIGIT_BASE = 255,    /* digits are -127 to 127 */

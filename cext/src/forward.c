@@ -98,7 +98,8 @@ static void close_gates(tern_state *s, const tern_layer *w, size_t t)
     float *gate = row(s->gates, t, c->ffn);
     take_product(s, &w->gate, 0, t, gate);
     activate(c->act, gate, c->ffn);
-    s->n_open[t] = open_gates(gate, c->ffn, s->open[t]);
+    s->n_open[t] = pays_to_close(s, w) ? open_gates(gate, c->ffn, s->open[t])
+                                       : count_open_gates(gate, c->ffn);
 }
 
 static void enter_down(tern_state *s, const tern_layer *w, size_t t)

@@ -59,16 +59,17 @@ WIDE void quantize(const float *x, size_t n, quantized *q)
     const float largest = absmax(x, n);
     const float a = (float)TERN_X_MAX / (largest > ABSMAX_FLOOR ? largest : ABSMAX_FLOOR);
     const size_t padded = (n + TERN_X_PAD - 1) / TERN_X_PAD * TERN_X_PAD;
+    int8_t *const codes = q->x; /* a store of int8 might change q->x itself, which would stop vectors */
     int32_t sum = 0, n_zero = 0;
-    for (size_t i = 0; i < n; i++) q->x[i] = quantize_one(x[i], a);
-    memset(q->x + n, 0, padded - n);
+    for (size_t i = 0; i < n; i++) codes[i] = quantize_one(x[i], a);
+    memset(codes + n, 0, padded - n);
     for (size_t i = 0; i < n; i++) {
-        sum += q->x[i];
-        n_zero += q->x[i] == 0;
+        sum += codes[i];
+        n_zero += codes[i] == 0;
     }
     q->inverse = 1.0f / a;
     q->n_zero = (size_t)n_zero;
-    q->act = (tern_act){ .x = q->x, .n = n, .sum = sum };
+    q->act = (tern_act){ .x = codes, .n = n, .sum = sum };
 }
 
 /* d = the lowest digit of q, which becomes what is left: (q - d) / 255 */
@@ -206,6 +207,13 @@ size_t open_gates(const float *gate, size_t n, uint32_t *rows)
         rows[n_open] = (uint32_t)i;
         n_open += gate[i] != 0.0f;
     }
+    return n_open;
+}
+
+WIDE size_t count_open_gates(const float *gate, size_t n)
+{
+    uint32_t n_open = 0;
+    for (size_t i = 0; i < n; i++) n_open += gate[i] != 0.0f;
     return n_open;
 }
 

@@ -75,6 +75,7 @@ void gated_product(const float *gate, const float *up, size_t n, float *y);
 
 /* Indices of the gates that are not 0; returns how many. */
 size_t open_gates(const float *gate, size_t n, uint32_t *rows);
+size_t count_open_gates(const float *gate, size_t n);
 
 void embed_f16(const uint16_t *row, size_t n, float scale, float *y);
 

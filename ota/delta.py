@@ -66,6 +66,12 @@ class Shape:
         lines = (self.base3, self.line_bytes, self.valid, self.tail_lines, self.tail_valid)
         return (*lines, self.period, self.segment, self.k_line, self.k_cross, int(blind))
 
+    @property
+    def has_padding(self) -> bool:
+        """Say whether a line has trits that are no weights."""
+        trits = self.line_bytes // BLOCK_BYTES[self.base3] * BLOCK_TRITS[self.base3]
+        return self.valid < trits or (self.tail_lines > 0 and self.tail_valid < trits)
+
     def is_ok(self) -> bool:
         """Say whether the coder takes it."""
         return max(self.numbers(blind=False)) < 1 << 32 and _flips.shape_ok(self.numbers(False))

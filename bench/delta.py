@@ -101,7 +101,7 @@ def encode(old: dict[str, bytes] | None, new: dict[str, bytes]) -> tuple[bytes, 
     container = Container(Blob(out.getvalue()), base[0] if base else None)
     for name, pieces in container.make(Memory(old or {})):
         assert b"".join(pieces) == new[name]
-    return out.getvalue(), container.sizes[Column.CODED].packed
+    return out.getvalue(), container.sizes[Column.CODED]
 
 
 def synthetic(rate: float, n_planes: int, seed: int) -> tuple[list, list, int, int]:

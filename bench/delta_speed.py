@@ -117,7 +117,7 @@ def decode_only(directory: Path) -> int:
     with Directory(old) as files, Disk().open(directory / "delta.etd") as blob:
         container = Container(blob, read_release(old))
         n_bytes = sum(
-            e.n_bytes for n, e in container.release.files.items() if n in container.regions
+            e.n_bytes for n, e in container.draft.files.items() if n in container.regions
         )
         with container._maker() as maker:
             for name, regions in container.regions.items():

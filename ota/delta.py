@@ -35,6 +35,11 @@ class Column(IntEnum):
     BYTES = 1
 
 
+def n_places(base3: int, line_bytes: int) -> int:
+    """Return how many trits a line holds, padding included."""
+    return line_bytes // BLOCK_BYTES[base3] * BLOCK_TRITS[base3]
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """How a packed plane is walked, and what the model may learn from it.
@@ -69,7 +74,7 @@ class Shape:
     @property
     def has_padding(self) -> bool:
         """Say whether a line has trits that are no weights."""
-        trits = self.line_bytes // BLOCK_BYTES[self.base3] * BLOCK_TRITS[self.base3]
+        trits = n_places(self.base3, self.line_bytes)
         return self.valid < trits or (self.tail_lines > 0 and self.tail_valid < trits)
 
     def is_ok(self) -> bool:

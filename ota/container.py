@@ -51,7 +51,7 @@ BASE_BYTES = 8  # of the base's root: tells bases apart; what is right is up to 
 NO_BASE = bytes(BASE_BYTES)
 MAX_HEAD_BYTES = HEADER.size + 4  # with the length of a packed plan of at most MAX_PLAN_BYTES
 FRAME_MAGIC = zstandard.FRAME_HEADER  # which our frames leave out
-PIECE_BYTES = 1 << 18  # of a plane in memory: a few pieces fit a small core's cache
+PIECE_BYTES = 120 << 10  # of a plane in memory: in a core's cache, and below what malloc maps anew
 READ_BYTES = 1 << 16  # what is read at once of the coded stream
 
 

@@ -1,7 +1,7 @@
 """How many bytes a delta costs, against the Shannon bound and against general tools.
 
     python bench/delta.py sizes [--trits 20000000]      flip rates 1e-5 to 0.2, all peers;
-        [--whole RATE ...]                              rates at which peers see all planes
+        [--whole]                                       peers that are quick, on all planes
     python bench/delta.py pairs [--embedding DIR]       real fine-tunes, bench/pairs/
     python bench/delta.py full                          whole models against GGUF's ternary types
     python bench/delta.py plot                          docs/img/delta-size.svg
@@ -125,8 +125,8 @@ def synthetic(rate: float, n_planes: int, seed: int) -> tuple[list, list, int, i
 def measure(
     rate: float, n_planes: int, alone: bool = False, whole: bool = False
 ) -> dict[str, object]:
-    """Measure one rate; peers are shown a part of the planes, or with ``whole`` all of them."""
-    from delta_peers import PEERS
+    """Measure one rate; peers are shown a part of the planes, or quick ones, ``whole``, all."""
+    from delta_peers import PEERS, QUICK
 
     old, new, n_flips, n_signs = synthetic(rate, n_planes, SEED)
     n_trits = n_planes * PLANE[0] * PLANE[1]
@@ -138,7 +138,7 @@ def measure(
     some = n_planes if whole else DENSE_PEER_PLANES if rate > DENSE else PEER_PLANES
     some = min(n_planes, some)
     shown = [b"".join(p.tobytes() for p in planes[:some]) for planes in (old, new)]
-    diffs = {} if alone else PEERS
+    diffs = {} if alone else {n: PEERS[n] for n in QUICK} if whole else PEERS
     peers = {name: len(diff(*shown)) * n_planes / some for name, diff in diffs.items()}
     return {
         "rate": rate,
@@ -160,7 +160,7 @@ def sizes(args: argparse.Namespace) -> None:
     rows = []
     for rate in RATES:
         start_s = time.monotonic()
-        rows.append(measure(rate, n_planes, args.alone, rate in args.whole))
+        rows.append(measure(rate, n_planes, args.alone, args.whole))
         ratios = {k: round(v, 4) for k, v in rows[-1]["over_bound"].items()}
         print(rate, f"{time.monotonic() - start_s:.0f} s", ratios, flush=True)
     n_trits = n_planes * PLANE[0] * PLANE[1]
@@ -341,7 +341,7 @@ def main() -> None:
         if function is sizes:
             sub.add_argument("--alone", action="store_true", help="no peers")
             sub.add_argument("--trits", type=int, default=20_000_000)
-            sub.add_argument("--whole", type=float, nargs="*", default=[], metavar="RATE")
+            sub.add_argument("--whole", action="store_true")
         if function is pairs:
             sub.add_argument("--embedding", type=Path)
     args = parser.parse_args()

@@ -48,7 +48,7 @@ SHAPE = (2560, 6912)
 N_PLANES = 113
 N_DISTINCT = 6
 ZSTD_PLANES = 6
-REPEATS = 3  # of all but encoding; the median counts
+REPEATS = 3  # of all but encoding, in turn; the median counts
 P_ZERO = 0.42
 
 
@@ -229,11 +229,14 @@ def measure(rate: float, quiet: list[str]) -> dict[str, object]:
             "rate": rate,
             "patch_from_bytes": patch_bytes * N_PLANES // ZSTD_PLANES,
         }
-        for each in STEPS:
-            command = [*quiet, sys.executable, __file__, "step", each, name]
-            times = 1 if each == "encode" else REPEATS
-            runs = sorted((once(command, directory) for _ in range(times)), key=seconds_of)
-            result[each] = runs[len(runs) // 2]
+        runs: dict[str, list[dict[str, float]]] = {each: [] for each in STEPS}
+        for k in range(REPEATS):
+            for each in STEPS:
+                if each != "encode" or k == 0:
+                    command = [*quiet, sys.executable, __file__, "step", each, name]
+                    runs[each].append(once(command, directory))
+        for each, some in runs.items():
+            result[each] = sorted(some, key=seconds_of)[len(some) // 2]
             print(rate, each, result[each], flush=True)
         result["delta_bytes"] = (directory / "delta.etd").stat().st_size
         return result

@@ -1,6 +1,7 @@
 """How many bytes a delta costs, against the Shannon bound and against general tools.
 
-    python bench/delta.py sizes [--trits 20000000]      flip rates 1e-5 to 0.2, all peers
+    python bench/delta.py sizes [--trits 20000000]      flip rates 1e-5 to 0.2, all peers;
+        [--whole]                                       peers that are quick, on all planes
     python bench/delta.py pairs [--embedding DIR]       real fine-tunes, bench/pairs/
     python bench/delta.py full                          whole models against GGUF's ternary types
     python bench/delta.py plot                          docs/img/delta-size.svg
@@ -8,9 +9,9 @@
 Synthetic planes are as ``convert`` lays them out (lines of 256 outputs), 42 % zeros as in BitNet
 b1.58 2B4T; flips are independent, zeros to a random sign and signs to zero.  The bound is n H(p)
 for the places, with p the share that really flipped, and one bit for each zero that got a sign; of
-the real pairs, the sum over planes.  ``coded`` is our stream with its frame, what the peers'
-figures are to be compared with; ``container`` has the hashes of all files, both roots and the plan
-besides.  Speed and memory are measured by ``bench/delta_speed.py``.
+the real pairs, the sum over planes.  ``coded`` is our stream; ``container`` has the header with
+both roots and the plan besides, and so all that is needed to prove the result.  Speed and memory
+are measured by ``bench/delta_speed.py``.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def encode(old: dict[str, bytes] | None, new: dict[str, bytes]) -> tuple[bytes, 
     container = Container(Blob(out.getvalue()), base[0] if base else None)
     for name, pieces in container.make(Memory(old or {})):
         assert b"".join(pieces) == new[name]
-    return out.getvalue(), container.sizes[Column.CODED].packed
+    return out.getvalue(), container.sizes[Column.CODED]
 
 
 def synthetic(rate: float, n_planes: int, seed: int) -> tuple[list, list, int, int]:
@@ -121,8 +122,11 @@ def synthetic(rate: float, n_planes: int, seed: int) -> tuple[list, list, int, i
     return old, new, n_flips, n_signs
 
 
-def measure(rate: float, n_planes: int, alone: bool) -> dict[str, object]:
-    from delta_peers import PEERS
+def measure(
+    rate: float, n_planes: int, alone: bool = False, whole: bool = False
+) -> dict[str, object]:
+    """Measure one rate; peers are shown a part of the planes, or quick ones, ``whole``, all."""
+    from delta_peers import PEERS, QUICK
 
     old, new, n_flips, n_signs = synthetic(rate, n_planes, SEED)
     n_trits = n_planes * PLANE[0] * PLANE[1]
@@ -131,9 +135,10 @@ def measure(rate: float, n_planes: int, alone: bool) -> dict[str, object]:
         {f"s{k:03d}.safetensors": shard(p) for k, p in enumerate(planes)} for planes in (old, new)
     ]
     data, coded = encode(*files)
-    some = min(n_planes, DENSE_PEER_PLANES if rate > DENSE else PEER_PLANES)
+    some = n_planes if whole else DENSE_PEER_PLANES if rate > DENSE else PEER_PLANES
+    some = min(n_planes, some)
     shown = [b"".join(p.tobytes() for p in planes[:some]) for planes in (old, new)]
-    diffs = {} if alone else PEERS
+    diffs = {} if alone else {n: PEERS[n] for n in QUICK} if whole else PEERS
     peers = {name: len(diff(*shown)) * n_planes / some for name, diff in diffs.items()}
     return {
         "rate": rate,
@@ -155,7 +160,7 @@ def sizes(args: argparse.Namespace) -> None:
     rows = []
     for rate in RATES:
         start_s = time.monotonic()
-        rows.append(measure(rate, n_planes, args.alone))
+        rows.append(measure(rate, n_planes, args.alone, args.whole))
         ratios = {k: round(v, 4) for k, v in rows[-1]["over_bound"].items()}
         print(rate, f"{time.monotonic() - start_s:.0f} s", ratios, flush=True)
     n_trits = n_planes * PLANE[0] * PLANE[1]
@@ -336,6 +341,7 @@ def main() -> None:
         if function is sizes:
             sub.add_argument("--alone", action="store_true", help="no peers")
             sub.add_argument("--trits", type=int, default=20_000_000)
+            sub.add_argument("--whole", action="store_true")
         if function is pairs:
             sub.add_argument("--embedding", type=Path)
     args = parser.parse_args()

@@ -81,3 +81,5 @@ PEERS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "gaps + value + zstd": gap_value,
     "full model, zstd -19": full,
 }
+
+QUICK = ("XOR + zstd -19", "index + value + zstd", "gaps + value + zstd")

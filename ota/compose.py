@@ -219,13 +219,23 @@ def _both(first: Shape | None, second: Shape | None) -> Shape | None:
     """Return a shape that covers the flips of both."""
     if first is None or second is None:
         return None
-    if (first.base3, first.line_bytes) != (second.base3, second.line_bytes):
+    if first.base3 != second.base3:
         raise _cannot("a plane changed its layout")
+    if first.line_bytes != second.line_bytes:
+        return _without_padding(first, second)
     valid = max(first.valid, second.valid)
     tails = {(first.tail_lines), (second.tail_lines)}
     if len(tails) > 1:
         return replace(first, valid=valid, tail_lines=0, tail_valid=0)
     return replace(first, valid=valid, tail_valid=max(first.tail_valid, second.tail_valid))
+
+
+def _without_padding(first: Shape, second: Shape) -> Shape:
+    """Return the shape that covers every trit, where lines are of different lengths."""
+    for shape in (first, second):
+        if not shape.has_padding:
+            return shape
+    raise _cannot("a plane changed its layout")
 
 
 def _write(

@@ -1,21 +1,23 @@
 """The ``.etd`` container: a delta from one model to another, or a whole model.  Pure.
 
-Layout, integers little-endian::
+Layout::
 
-    0    "ETD" 0x02
-    4    u32   length of the plan, raw
-    8    u32   length of the plan, packed
-    12   32 B  root of the base; zeros: no base, this is a full image
-    44   32 B  root of the result
-    76         the plan (ota.plan), one zstd frame; dictionary: the base's release.json
+    0    "ETD" 0x03
+    4    8 B   first bytes of the base's root; zeros: no base, this is a full image
+    12   32 B  root of the result
+    44         length of the packed plan, LEB128
+               the plan (ota.plan), one zstd frame; dictionary: the base's release.json
                then the columns of ota.delta, one after the other:
-               CODED one zstd frame (of a stream that does not shrink: for its checksum and its
-               borders), BYTES a frame a block
+               CODED the coder's stream, as it is
+               BYTES a zstd frame a block
+
+No frame has zstd's magic number; each has a checksum.
 
 Laws: the base is checked before anything else is believed.  Every declared number has a bound and
-is checked against the others before a byte is made.  Memory is bounded by ``PIECE_BYTES``,
-``BLOCK_BYTES`` and ``WINDOW_BYTES``, never by a declared number.  Each result file is hashed as it
-comes out.
+is checked against the others before a byte is made.  Memory is bounded by ``PIECE_BYTES`` and
+``BLOCK_BYTES``, never by a declared number.  Each result file is hashed as it
+comes out; the whole is what it should be if the root over these hashes is the one in the header,
+which is signed (``ota.hollow``).
 """
 
 from __future__ import annotations
@@ -24,31 +26,33 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Protocol, cast
+from typing import Protocol
 
 import zstandard
 
 from ota.delta import CodedReader, Column
 from ota.errors import DeltaFormatError, PayloadMismatch, WrongBase
+from ota.hollow import UNKNOWN, fill
 from ota.plan import (
     BLOCK_BYTES,
     MAX_PLAN_BYTES,
-    ColumnSize,
     Plan,
     Region,
     RegionKind,
     kept_files,
     parse_plan,
+    put_number,
 )
-from ota.release import FileEntry, Release
+from ota.release import FileEntry, Release, short_root
 
-MAGIC = b"ETD\x02"
-HEADER = struct.Struct("<4sII32s32s")
-NO_BASE = bytes(32)
-WINDOW_BYTES = 1 << 20  # what a decoder must hold for the one open frame
-PIECE_BYTES = 1 << 18  # of a plane in memory: a few pieces fit a small core's cache
-READ_BYTES = 1 << 16  # what is unpacked at once from a column
-FRAME_HEADER_BYTES = 18  # the longest header of a zstd frame (RFC 8878 section 3.1.1)
+MAGIC = b"ETD\x03"
+HEADER = struct.Struct("<4s8s32s")
+BASE_BYTES = 8  # of the base's root: tells bases apart; what is right is up to the result's root
+NO_BASE = bytes(BASE_BYTES)
+MAX_HEAD_BYTES = HEADER.size + 4  # with the length of a packed plan of at most MAX_PLAN_BYTES
+FRAME_MAGIC = zstandard.FRAME_HEADER  # which our frames leave out
+PIECE_BYTES = 120 << 10  # of a plane in memory: in a core's cache, and below what malloc maps anew
+READ_BYTES = 1 << 16  # what is read at once of the coded stream
 
 
 class Blob(Protocol):
@@ -80,32 +84,36 @@ class Container:
     """
 
     def __init__(self, blob: Blob, base: Release | None) -> None:
-        header = blob.read_at(0, HEADER.size)
-        if len(header) != HEADER.size or not header.startswith(MAGIC):
-            raise DeltaFormatError(f"delta: expected a container, got {header[:4]!r}")
-        _, n_plan, n_packed, base_root, root = HEADER.unpack(header)
+        head = blob.read_at(0, MAX_HEAD_BYTES)
+        base_root, root, start, n_packed = parse_head(head)
         self.base = _check_base(base_root, base)
-        if max(n_plan, n_packed) > MAX_PLAN_BYTES:
-            raise DeltaFormatError(f"delta: plan of {n_plan} bytes, at most {MAX_PLAN_BYTES}")
-        packed = blob.read_at(HEADER.size, n_packed)
-        text = unpack_frame(packed, n_plan, self.base.text if self.base else b"")
-        self.plan = parse_plan(text, self.base)
-        if self.release.root != root.hex():
-            raise DeltaFormatError(
-                f"delta: expected a result {root.hex()}, its plan says {self.release.root}"
-            )
+        packed = blob.read_at(start, n_packed)
+        text = unpack_frame(packed, MAX_PLAN_BYTES, self.base.text if self.base else b"")
+        self.plan = parse_plan(text, self.base, root.hex())
         self._blob = blob
-        self._starts = self._check_length(HEADER.size + n_packed)
+        self._starts = self._check_length(start + n_packed)
+        self._release = None if self.plan.is_hollow else self.plan.release
 
     @property
-    def release(self) -> Release:
-        """The result."""
+    def draft(self) -> Release:
+        """The result as far as it is known before it is made: root, names and lengths."""
         return self.plan.release
 
     @property
-    def sizes(self) -> Mapping[Column, ColumnSize]:
-        """How much of the container each column takes."""
-        return self.plan.sizes
+    def release(self) -> Release:
+        """The result.
+
+        Raises:
+            DeltaFormatError: its hashes are known only when ``make`` has come to its end.
+        """
+        if self._release is None:
+            raise DeltaFormatError("delta: expected its files to be made before their hashes")
+        return self._release
+
+    @property
+    def sizes(self) -> Mapping[Column, int]:
+        """How many bytes of the container each column is."""
+        return self.plan.sizes()
 
     @property
     def regions(self) -> Mapping[str, tuple[Region, ...]]:
@@ -115,24 +123,30 @@ class Container:
     @property
     def kept(self) -> dict[str, str]:
         """Result files that are links to base files: result name to base name."""
-        return kept_files(self.base, self.release)
+        return kept_files(self.base, self.draft)
 
     @property
     def written_bytes(self) -> int:
         """How much of the result is written rather than linked."""
-        return sum(self.release.files[name].n_bytes for name in self.regions)
+        return sum(self.draft.files[name].n_bytes for name in self.regions)
 
     def make(self, old: Files) -> Iterator[tuple[str, Iterator[bytes]]]:
         """Yield every changed file as its name and its pieces; pieces must be used up in order.
 
+        What was made is right only if this comes to its end.
+
         Raises:
-            PayloadMismatch: a file came out with another hash than the release names.
+            PayloadMismatch: a file came out with another hash than the release names, or all of
+                them with another root.
             DeltaFormatError: a column ended early, late, or breaks a rule.
         """
+        hashes: dict[str, str] = {}
         with self._maker() as maker:
             for name, regions in self.regions.items():
                 pieces = maker.file(regions, _OldFile(old, name))
-                yield name, _hashed(name, self.release.files[name], pieces)
+                yield name, _hashed(name, self.draft.files[name], pieces, hashes)
+        if self.plan.is_hollow:
+            self._release = fill(self.draft, hashes)
 
     def make_regions(self, old: Files) -> Iterator[tuple[str, Region, bytes]]:
         """Yield every region that is not a copy, made from ``old``, whatever that is: no hashes.
@@ -151,30 +165,60 @@ class Container:
 
     @contextmanager
     def _maker(self) -> Iterator[_Maker]:
-        """Open both columns, and check at the end that they are used up."""
-        coded = _ColumnReader(self._blob, self._starts[Column.CODED], self.sizes[Column.CODED])
-        reader = CodedReader(coded.chunks(), self.plan.mean_gap, self.plan.is_blind)
+        """Open both columns, and check at the end that the coded one is used up."""
+        chunks = _chunks(self._blob, self._starts[Column.CODED], self.plan.n_coded)
+        reader = CodedReader(chunks, self.plan.mean_gap, self.plan.is_blind)
         yield _Maker(self.plan, reader, _BlockReader(self._blob, self._starts[Column.BYTES]))
         reader.end()
-        coded.end()
 
     def _check_length(self, start: int) -> dict[Column, int]:
         """Return where each column starts; together they must be all there is."""
         starts = {}
         for column, size in self.sizes.items():
             starts[column] = start
-            start += size.packed
+            start += size
         if len(self._blob.read_at(start - 1, 2)) != 1:
             raise DeltaFormatError(f"delta: expected {start} bytes, it has another length")
         return starts
+
+
+def parse_head(head: bytes) -> tuple[bytes, bytes, int, int]:
+    """Return the base's root, the result's, where the packed plan starts, and its length.
+
+    Raises:
+        DeltaFormatError: this is no container.
+    """
+    if len(head) < MAX_HEAD_BYTES or not head.startswith(MAGIC):
+        raise DeltaFormatError(f"delta: expected a container, got {head[:4]!r}")
+    _, base_root, root = HEADER.unpack(head[: HEADER.size])
+    n_packed, start = 0, HEADER.size
+    for shift in range(0, 28, 7):
+        byte = head[start]
+        n_packed |= (byte & 0x7F) << shift
+        start += 1
+        if byte < 0x80:
+            break
+    else:
+        n_packed = MAX_PLAN_BYTES + 1
+    if n_packed > MAX_PLAN_BYTES:
+        raise DeltaFormatError(f"delta: packed plan of {n_packed} bytes, at most {MAX_PLAN_BYTES}")
+    return base_root, root, start, n_packed
+
+
+def pack_head(base: Release | None, root: str, n_packed: int) -> bytes:
+    """Write what stands before a packed plan; ``parse_head`` reads it."""
+    base_root = bytes.fromhex(base.root)[:BASE_BYTES] if base else NO_BASE
+    out = bytearray(HEADER.pack(MAGIC, base_root, bytes.fromhex(root)))
+    put_number(out, n_packed)
+    return bytes(out)
 
 
 def _check_base(base_root: bytes, base: Release | None) -> Release | None:
     """Return what the decoder may read old bytes from: nothing for a full image."""
     if base_root == NO_BASE:
         return None
-    if base is None or base.root != base_root.hex():
-        here = base.root if base else "no model"
+    if base is None or short_root(base.root) != base_root.hex():
+        here = short_root(base.root) if base else "no model"
         raise WrongBase(
             f"delta: expected base {base_root.hex()}, here is {here}; fetch the full image"
         )
@@ -226,12 +270,16 @@ def _sizes(length: int, unit: int) -> Iterator[int]:
         yield min(step, length - start)
 
 
-def _hashed(name: str, entry: FileEntry, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _hashed(
+    name: str, entry: FileEntry, pieces: Iterator[bytes], hashes: dict[str, str]
+) -> Iterator[bytes]:
+    """Pass pieces on and note the hash of them all; compare it if it is known."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
         yield piece
-    if digest.hexdigest() != entry.sha256:
+    hashes[name] = digest.hexdigest()
+    if entry.sha256 not in (UNKNOWN, digest.hexdigest()):
         raise PayloadMismatch(f"{name}: expected sha256 {entry.sha256}, got {digest.hexdigest()}")
 
 
@@ -256,45 +304,10 @@ class _OldFile:
             offset += size
 
 
-class _Cursor:
-    """Reads a stretch of the container as a file would."""
-
-    def __init__(self, blob: Blob, start: int, length: int) -> None:
-        self._blob = blob
-        self._at = start
-        self._end = start + length
-
-    def read(self, size: int = -1) -> bytes:
-        left = self._end - self._at
-        data = self._blob.read_at(self._at, left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
-
-
-class _ColumnReader:
-    """Unpacks one column, never more than ``READ_BYTES`` at a time."""
-
-    def __init__(self, blob: Blob, start: int, size: ColumnSize) -> None:
-        self._size = size
-        self._left = size.raw
-        _check_column_head(blob.read_at(start, min(size.packed, FRAME_HEADER_BYTES)), size)
-        source = cast(IO[bytes], _Cursor(blob, start, size.packed))  # only read() is called
-        self._reader = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).stream_reader(
-            source, read_size=READ_BYTES
-        )
-
-    def chunks(self) -> Iterator[bytes]:
-        while self._left:
-            chunk = _checked_read(self._reader, min(READ_BYTES, self._left))
-            if not chunk:
-                return
-            self._left -= len(chunk)
-            yield chunk
-
-    def end(self) -> None:
-        """Check that the column is used up; this also makes zstd check the frame's checksum."""
-        if self._left or (self._size.packed and _checked_read(self._reader, 1)):
-            raise DeltaFormatError(f"delta: {self._left} of {self._size.raw} bytes were not used")
+def _chunks(blob: Blob, start: int, length: int) -> Iterator[bytes]:
+    """Read a stretch of the container."""
+    for offset in range(start, start + length, READ_BYTES):
+        yield blob.read_at(offset, min(READ_BYTES, start + length - offset))
 
 
 class _BlockReader:
@@ -307,22 +320,26 @@ class _BlockReader:
     def take(self, n_packed: int, length: int, dictionary: bytes) -> bytes:
         frame = self._blob.read_at(self._at, n_packed)
         self._at += n_packed
-        return unpack_frame(frame, length, dictionary)
+        block = unpack_frame(frame, length, dictionary)
+        if len(block) != length:
+            raise DeltaFormatError(f"delta: expected a block of {length} bytes, got {len(block)}")
+        return block
 
 
-def unpack_frame(frame: bytes, length: int, dictionary: bytes) -> bytes:
-    """Unpack one whole zstd frame that must hold ``length`` bytes.
+def unpack_frame(frame: bytes, most: int, dictionary: bytes) -> bytes:
+    """Unpack one whole zstd frame, without its magic number, that holds up to ``most`` bytes.
 
     Raises:
-        DeltaFormatError: it holds another length, has no checksum, or is damaged.
+        DeltaFormatError: it holds more, does not say how much, has no checksum, or is damaged.
     """
     try:
-        head = zstandard.get_frame_parameters(frame)
-        if head.content_size != length or not head.has_checksum:
+        whole = FRAME_MAGIC + frame
+        head = zstandard.get_frame_parameters(whole)
+        if head.content_size > most or not head.has_checksum:
             raise DeltaFormatError(
-                f"delta: expected a checked frame of {length} bytes, got {head.content_size}"
+                f"delta: expected a checked frame of up to {most} bytes, got {head.content_size}"
             )
-        return unpacker(dictionary).decompress(frame, max_output_size=length)
+        return unpacker(dictionary).decompress(whole, max_output_size=head.content_size)
     except zstandard.ZstdError as err:
         raise DeltaFormatError(f"delta: damaged frame of {len(frame)} bytes: {err}") from None
 
@@ -333,22 +350,3 @@ def unpacker(dictionary: bytes) -> zstandard.ZstdDecompressor:
         return zstandard.ZstdDecompressor(max_window_size=2 * BLOCK_BYTES)
     content = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     return zstandard.ZstdDecompressor(dict_data=content, max_window_size=2 * BLOCK_BYTES)
-
-
-def _checked_read(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:
-    try:
-        data: bytes = reader.read(size)
-    except zstandard.ZstdError as err:
-        raise DeltaFormatError(f"delta: damaged column: {err}") from None
-    return data
-
-
-def _check_column_head(head: bytes, size: ColumnSize) -> None:
-    if not head and not size.raw:
-        return
-    try:
-        is_checked = zstandard.get_frame_parameters(head).has_checksum
-    except zstandard.ZstdError as err:
-        raise DeltaFormatError(f"delta: damaged column of {size.packed} bytes: {err}") from None
-    if not is_checked:
-        raise DeltaFormatError(f"delta: a column of {size.packed} bytes has no checksum")

@@ -35,6 +35,11 @@ class Column(IntEnum):
     BYTES = 1
 
 
+def n_places(base3: int, line_bytes: int) -> int:
+    """Return how many trits a line holds, padding included."""
+    return line_bytes // BLOCK_BYTES[base3] * BLOCK_TRITS[base3]
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """How a packed plane is walked, and what the model may learn from it.
@@ -65,6 +70,12 @@ class Shape:
         """Return what the coder takes; ``blind`` makes it ignore the old trits."""
         lines = (self.base3, self.line_bytes, self.valid, self.tail_lines, self.tail_valid)
         return (*lines, self.period, self.segment, self.k_line, self.k_cross, int(blind))
+
+    @property
+    def has_padding(self) -> bool:
+        """Say whether a line has trits that are no weights."""
+        trits = n_places(self.base3, self.line_bytes)
+        return self.valid < trits or (self.tail_lines > 0 and self.tail_valid < trits)
 
     def is_ok(self) -> bool:
         """Say whether the coder takes it."""

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO
 
 import numpy as np
 import zstandard
 
 from ota import _flips
-from ota.container import HEADER, MAGIC, NO_BASE, WINDOW_BYTES, Files, first_words
-from ota.delta import Column, Shape
-from ota.plan import BLOCK_BYTES, ColumnSize, Plan, Region, RegionKind, changed_files, pack_plan
+from ota.container import FRAME_MAGIC, Files, first_words, pack_head
+from ota.delta import Shape
+from ota.hollow import hollow_text
+from ota.plan import BLOCK_BYTES, MAX_GAP_LOG, Plan, Region, RegionKind, changed_files, pack_plan
 from ota.planes import LENGTH_BYTES, Span, header_length, parse_header
 from ota.release import Release
 from ota.shapes import Plane, n_trits, radix_of, shape_of
 
 LEVEL = 19  # the strongest that keeps to a small window; deltas are made once and sent often
-CODED_LEVEL = 1  # of a stream that does not shrink: the frame is there for its checksum
 DICTIONARY_SLACK = (
     1 << 16
 )  # old bytes on each side of a block: text moves a little when it is edited
@@ -35,16 +36,16 @@ CODED_KINDS = {RegionKind.FLIPS, RegionKind.TRITS, RegionKind.WORDS, RegionKind.
 
 
 class CodedWriter:
-    """The ``CODED`` column: one stream of the coder in one zstd frame."""
+    """The ``CODED`` column: one stream of the coder."""
 
     def __init__(self, scratch: IO[bytes], blind: bool) -> None:
         self._coder = _flips.Writer()
-        self._packer: zstandard.ZstdCompressionObj | None = None
         self.is_blind = blind
         self._shapes: dict[Shape, int] = {}
-        self.mean_gap = 0
+        self.mean_gap = 1
+        self._has_guessed = False
         self.scratch = scratch
-        self.raw = 0
+        self.n_bytes = 0
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -53,7 +54,8 @@ class CodedWriter:
 
     def flips(self, old: bytes, new: bytes, shape: Shape) -> int:
         """Code a plane and return the number of its shape."""
-        if self.mean_gap == 0:
+        if not self._has_guessed:
+            self._has_guessed = True
             self.mean_gap = mean_gap(old, new, shape)
             self._coder.guess(self.mean_gap)
         self._coder.begin(shape.numbers(self.is_blind), len(new))
@@ -77,30 +79,22 @@ class CodedWriter:
 
     def _take(self) -> None:
         data = self._coder.take()
-        if not data:
-            return
-        if self._packer is None:
-            parameters = zstandard.ZstdCompressionParameters.from_level(
-                CODED_LEVEL, window_log=WINDOW_BYTES.bit_length() - 1, write_checksum=True
-            )
-            self._packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-        self.raw += len(data)
-        self.scratch.write(self._packer.compress(data))
+        self.n_bytes += len(data)
+        self.scratch.write(data)
 
-    def end(self, is_used: bool) -> ColumnSize:
-        """End the column; one that was not used is empty."""
+    def end(self, is_used: bool) -> int:
+        """End the column and return its length; one that was not used is empty."""
         if is_used:
             self._coder.end()
             self._take()
-        if self._packer is not None:
-            self.scratch.write(self._packer.flush())
-        return ColumnSize(self.scratch.tell(), self.raw)
+        return self.n_bytes
 
 
 def mean_gap(old: bytes, new: bytes, shape: Shape) -> int:
-    """Return in how many trits a changed byte is; the coder's first guess of its rate."""
+    """Return in how many trits a changed byte is, a power of two; the coder's first guess."""
     n_changed = int(np.count_nonzero(_plane(old) != _plane(new)))
-    return max(1, n_trits(shape, len(new)) // max(1, n_changed))
+    gap = max(1, n_trits(shape, len(new)) // max(1, n_changed))
+    return 1 << min((gap * gap).bit_length() // 2, MAX_GAP_LOG)
 
 
 class BlockWriter:
@@ -108,22 +102,16 @@ class BlockWriter:
 
     def __init__(self, scratch: IO[bytes]) -> None:
         self.scratch = scratch
-        self.raw = 0
 
     def write(self, block: bytes, dictionary: bytes) -> int:
         """Write a block and return how long it became."""
         frame = pack_frame(block, dictionary)
-        self.raw += len(block)
         self.scratch.write(frame)
         return len(frame)
 
-    def end(self) -> ColumnSize:
-        """End the column."""
-        return ColumnSize(self.scratch.tell(), self.raw)
-
 
 def pack_frame(data: bytes, dictionary: bytes) -> bytes:
-    """Pack ``data`` as one checked zstd frame with ``dictionary`` as raw content."""
+    """Pack ``data`` as one checked zstd frame, less its magic number."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         LEVEL,
         source_size=len(data),
@@ -139,7 +127,7 @@ def pack_frame(data: bytes, dictionary: bytes) -> bytes:
     )
     packer = zstandard.ZstdCompressor(compression_params=parameters, dict_data=content)
     frame: bytes = packer.compress(data)
-    return frame
+    return frame[len(FRAME_MAGIC) :]
 
 
 def write_container(
@@ -152,11 +140,15 @@ def write_container(
 ) -> None:
     """Write header, plan and both columns, whose regions have all been written."""
     kinds = {region.kind for some in regions.values() for region in some}
-    sizes = {Column.CODED: coded.end(bool(kinds & CODED_KINDS)), Column.BYTES: blocks.end()}
-    plan = pack_plan(Plan(result, sizes, coded.shapes, coded.mean_gap, coded.is_blind, regions))
+    size = coded.end(bool(kinds & CODED_KINDS))
+    text = None
+    if base is not None and not coded.is_blind:  # what is added up is needed as it is
+        text = hollow_text(result, base, regions)
+    described = result if text is None else replace(result, text=text)
+    shapes = coded.shapes, coded.mean_gap, coded.is_blind
+    plan = pack_plan(Plan(described, size, *shapes, regions, text is not None))
     packed = pack_frame(plan, base.text if base else b"")
-    base_root = bytes.fromhex(base.root) if base else NO_BASE
-    out.write(HEADER.pack(MAGIC, len(plan), len(packed), base_root, bytes.fromhex(result.root)))
+    out.write(pack_head(base, result.root, len(packed)))
     out.write(packed)
     for scratch in (coded.scratch, blocks.scratch):
         scratch.seek(0)

@@ -2,13 +2,18 @@
 
 Numbers are unsigned LEB128::
 
-    length, bytes         release.json of the result
     flags                 1: blind, the coded stream does not depend on the base
-    mean gap              trits that the coder first expects a flip in
-    2 x (packed, raw)     lengths of the columns
-    number of shapes, then for each the nine numbers of ota.delta.Shape, in its order
-    for each file of the result that the base does not have, by name:
-        number of regions, then for each region its kind and
+                          2: hollow, the release.json has hashes to be filled in (ota.hollow)
+    length, bytes         release.json of the result
+    e                     the coder first expects a flip in 2^e trits
+    length of the column CODED
+    number of shapes, then for each
+        fields            1: base 3; then which of the last six numbers it has: 2, 4 ... 64
+        line bytes / 32, log2 of segment
+        valid, tail lines, tail valid, period, k_line, k_cross
+                          the others are 0, but `valid` is then all trits of a line
+    for each file of the result, by name: 0 if the base has it (same hash and length, any name), or
+        1 + number of regions, then for each region its kind, + 8 if `skip` is not 0, and
         COPY   length, skip              bytes that did not change
         FLIPS  length, skip, shape       a plane of which trits changed
         BYTES  length, packed, skip, old length
@@ -17,21 +22,21 @@ Numbers are unsigned LEB128::
         WORDS  length, skip, width       words that moved a little; floats, mostly
         NEW    length, width             words that come from nothing
         where `skip` is how far the old bytes lie from where the region before stopped reading
-        (zigzag: 0, -1, 1, -2 ... are 0, 1, 2, 3), so that it is nearly always 0
+        (zigzag: -1, 1, -2 ... are 1, 2, 3); it is nearly always 0, and then left out
 
-A file whose hash and length the base has, under any name, needs no entry: it is kept (linked).
 Every number has a bound and is checked against the others here, before a byte is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 
-from ota.delta import WORD_WIDTHS, Column, Shape
+from ota.delta import WORD_WIDTHS, Column, Shape, n_places
 from ota.errors import DeltaFormatError
-from ota.release import MAX_RELEASE_BYTES, Release, parse_release
+from ota.hollow import draft_of
+from ota.release import MAX_RELEASE_BYTES, Release, parse_hollow, parse_release
 
 BLOCK_BYTES = 1 << 20  # a block and its dictionary lie in memory at once
 MAX_DICTIONARY_BYTES = BLOCK_BYTES + (1 << 17)  # the old bytes around a block: 64 KiB on each side
@@ -40,7 +45,13 @@ MAX_PLAN_BYTES = 1 << 22  # release.json at its largest, and all regions at 40 b
 MAX_REGIONS = 1 << 16  # a 2 B model has 900, most of them blocks of its embedding
 MAX_SHAPES = 1 << 10  # a model has a handful; one rate of flips more makes another
 MAX_SHAPE_NUMBER = (1 << 32) - 1
+SHAPE_FIELDS = ("valid", "tail_lines", "tail_valid", "period", "k_line", "k_cross")
+LINE_UNIT = 32  # bytes of the smallest block
+MAX_SEGMENT_LOG = 16
+MAX_GAP_LOG = 29  # of the coder's bound on counts
+HAS_SKIP = 8
 FLAG_BLIND = 1
+FLAG_HOLLOW = 2
 MAX_NUMBER = 1 << 50  # every offset and length; sums of a few stay exact anywhere
 
 
@@ -87,34 +98,27 @@ FIELDS: dict[RegionKind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnSize:
-    """Length of a column in the container, and unpacked."""
-
-    packed: int
-    raw: int
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything a container says about its result."""
+    """Everything a container says about its result.
+
+    ``release`` is a draft where ``is_hollow``: the files to be made have the hash ``UNKNOWN``, and
+    the text has hashes to be filled in.
+    """
 
     release: Release
-    sizes: Mapping[Column, ColumnSize]
+    n_coded: int
     shapes: tuple[Shape, ...]
     mean_gap: int
     is_blind: bool
     regions: Mapping[str, tuple[Region, ...]]
     """The files that are not kept, in the order of the container."""
 
-    def blocks_size(self) -> ColumnSize:
-        """Return what the ``BYTES`` column must be, going by the regions."""
-        blocks = [
-            region
-            for regions in self.regions.values()
-            for region in regions
-            if region.kind is RegionKind.BYTES
-        ]
-        return ColumnSize(sum(b.packed for b in blocks), sum(b.length for b in blocks))
+    is_hollow: bool = False
+
+    def sizes(self) -> dict[Column, int]:
+        """Return how many bytes of the container each column is."""
+        blocks = sum(region.packed for regions in self.regions.values() for region in regions)
+        return {Column.CODED: self.n_coded, Column.BYTES: blocks}
 
 
 def kept_files(base: Release | None, result: Release) -> dict[str, str]:
@@ -129,34 +133,49 @@ def changed_files(base: Release | None, result: Release) -> list[str]:
     return sorted((name for name in result.files if name not in kept), key=str.encode)
 
 
-def parse_plan(data: bytes, base: Release | None) -> Plan:
+def parse_plan(data: bytes, base: Release | None, root: str) -> Plan:
     """Read a plan.
 
     Args:
         data: the plan, unpacked
         base: the release it starts from; None for a full image
+        root: what the container says about its result
 
     Raises:
         DeltaFormatError, ReleaseFormatError: it breaks a rule.
     """
     numbers = _Numbers(data)
-    release = parse_release(numbers.take_bytes(MAX_RELEASE_BYTES))
-    is_blind = numbers.take(FLAG_BLIND) == FLAG_BLIND
-    mean_gap = numbers.take()
-    sizes = {column: ColumnSize(numbers.take(), numbers.take()) for column in Column}
+    flags = numbers.take(FLAG_BLIND | FLAG_HOLLOW)
+    is_hollow = bool(flags & FLAG_HOLLOW)
+    text = numbers.take_bytes(MAX_RELEASE_BYTES)
+    release = parse_hollow(text) if is_hollow else parse_release(text)
+    mean_gap = 1 << numbers.take(MAX_GAP_LOG)
+    n_coded = numbers.take()
     shapes = tuple(_take_shape(numbers) for _ in range(numbers.take(MAX_SHAPES)))
+    regions = _take_files(numbers, release, base, shapes)
+    numbers.end()
+    if is_hollow:
+        release = draft_of(text, root, regions)
+    if release.root != root:
+        raise DeltaFormatError(f"delta: expected a result {root}, its plan says {release.root}")
+    expected = changed_files(base, release)
+    if list(regions) != expected:
+        odd = sorted({*regions} ^ {*expected})[:5]
+        raise DeltaFormatError(f"delta: expected files that are kept or made, check {odd}")
+    return Plan(release, n_coded, shapes, mean_gap, bool(flags & FLAG_BLIND), regions, is_hollow)
+
+
+def _take_files(
+    numbers: _Numbers, release: Release, base: Release | None, shapes: Sequence[Shape]
+) -> dict[str, tuple[Region, ...]]:
     regions: dict[str, tuple[Region, ...]] = {}
     left = MAX_REGIONS
-    for name in changed_files(base, release):
-        regions[name] = _take_regions(numbers, name, release, base, left, shapes)
-        left -= len(regions[name])
-    numbers.end()
-    plan = Plan(release, sizes, shapes, mean_gap, is_blind, regions)
-    if plan.blocks_size() != sizes[Column.BYTES]:
-        raise DeltaFormatError(
-            f"delta: expected blocks of {plan.blocks_size()}, got {sizes[Column.BYTES]}"
-        )
-    return plan
+    for name in sorted(release.files, key=str.encode):
+        count = numbers.take(left + 1)
+        if count:
+            regions[name] = _take_regions(numbers, name, release, base, count - 1, shapes)
+            left -= count - 1
+    return regions
 
 
 def put_number(out: bytearray, value: int) -> None:
@@ -170,27 +189,34 @@ def put_number(out: bytearray, value: int) -> None:
 def pack_plan(plan: Plan) -> bytes:
     """Write a plan; ``parse_plan`` reads it."""
     out = bytearray()
+    put_number(out, FLAG_BLIND * plan.is_blind | FLAG_HOLLOW * plan.is_hollow)
     put_number(out, len(plan.release.text))
     out += plan.release.text
-    put_number(out, FLAG_BLIND if plan.is_blind else 0)
-    put_number(out, plan.mean_gap)
-    for column in Column:
-        put_number(out, plan.sizes[column].packed)
-        put_number(out, plan.sizes[column].raw)
-    put_number(out, len(plan.shapes))
+    for value in (plan.mean_gap.bit_length() - 1, plan.n_coded, len(plan.shapes)):
+        put_number(out, value)
     for shape in plan.shapes:
-        for value in astuple(shape):
-            put_number(out, value)
-    for regions in plan.regions.values():
-        put_number(out, len(regions))
-        old_end = 0
-        for region in regions:
-            put_number(out, region.kind)
-            for field in FIELDS[region.kind]:
-                value = getattr(region, field)
-                put_number(out, _zigzag(value - old_end) if field == "old_offset" else value)
-            old_end = region.old_end or old_end
+        _put_shape(out, shape)
+    for name in sorted(plan.release.files, key=str.encode):
+        if name in plan.regions:
+            _put_regions(out, plan.regions[name])
+        else:
+            put_number(out, 0)
     return bytes(out)
+
+
+def _put_regions(out: bytearray, regions: Sequence[Region]) -> None:
+    put_number(out, 1 + len(regions))
+    old_end = 0
+    for region in regions:
+        values = {field: getattr(region, field) for field in FIELDS[region.kind]}
+        skip = _zigzag(values["old_offset"] - old_end) if "old_offset" in values else 0
+        put_number(out, region.kind | HAS_SKIP * (skip != 0))
+        for field, value in values.items():
+            if field != "old_offset":
+                put_number(out, value)
+            elif skip:
+                put_number(out, skip)
+        old_end = region.old_end or old_end
 
 
 def _zigzag(value: int) -> int:
@@ -201,8 +227,26 @@ def _unzigzag(value: int) -> int:
     return ~(value >> 1) if value & 1 else value >> 1
 
 
+def _put_shape(out: bytearray, shape: Shape) -> None:
+    values = {field: getattr(shape, field) for field in SHAPE_FIELDS}
+    if shape.valid == n_places(shape.base3, shape.line_bytes):
+        values["valid"] = 0
+    fields = shape.base3 | sum(2 << k for k, value in enumerate(values.values()) if value)
+    numbers = fields, shape.line_bytes // LINE_UNIT, shape.segment.bit_length() - 1
+    for value in (*numbers, *filter(None, values.values())):
+        put_number(out, value)
+
+
 def _take_shape(numbers: _Numbers) -> Shape:
-    shape = Shape(*(numbers.take(MAX_SHAPE_NUMBER) for _ in fields(Shape)))
+    fields = numbers.take(2 ** (1 + len(SHAPE_FIELDS)) - 1)
+    base3, line_bytes = fields & 1, numbers.take(MAX_SHAPE_NUMBER) * LINE_UNIT
+    segment = 1 << numbers.take(MAX_SEGMENT_LOG)
+    values = {
+        field: numbers.take(MAX_SHAPE_NUMBER) if fields & 2 << k else 0
+        for k, field in enumerate(SHAPE_FIELDS)
+    }
+    values["valid"] = values["valid"] or n_places(base3, line_bytes)
+    shape = Shape(base3=base3, line_bytes=line_bytes, segment=segment, **values)
     if not shape.is_ok():
         raise DeltaFormatError(f"delta: a shape breaks a limit: {shape}")
     return shape
@@ -213,13 +257,13 @@ def _take_regions(
     name: str,
     result: Release,
     base: Release | None,
-    max_regions: int,
+    n_regions: int,
     shapes: Sequence[Shape],
 ) -> tuple[Region, ...]:
     old_bytes = base.files[name].n_bytes if base and name in base.files else 0
     regions: list[Region] = []
     old_end = 0
-    for _ in range(numbers.take(max_regions)):
+    for _ in range(n_regions):
         region = _take_region(numbers, name, old_end, old_bytes)
         if not _is_bounded(region, shapes):
             raise DeltaFormatError(f"delta: {name}: a region breaks a limit: {region}")
@@ -235,10 +279,13 @@ def _take_regions(
 
 def _take_region(numbers: _Numbers, name: str, old_end: int, old_bytes: int) -> Region:
     code = numbers.take()
-    if code not in FIELDS:
-        raise DeltaFormatError(f"delta: {name}: unknown kind of region {code}")
+    has_skip, code = code & HAS_SKIP, code & ~HAS_SKIP
+    if code not in FIELDS or (has_skip and "old_offset" not in FIELDS[RegionKind(code)]):
+        raise DeltaFormatError(f"delta: {name}: unknown kind of region {code | has_skip}")
     kind = RegionKind(code)
-    values = {field: numbers.take() for field in FIELDS[kind]}
+    values = {
+        field: numbers.take() if field != "old_offset" or has_skip else 0 for field in FIELDS[kind]
+    }
     if "old_offset" in values:
         values["old_offset"] = old_end + _unzigzag(values["old_offset"])
     region = Region(kind, **values)

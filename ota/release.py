@@ -104,6 +104,19 @@ def parse_release(text: bytes) -> Release:
         ReleaseFormatError: the text is not JSON, a field is missing or out of bounds, or ``root``
             is not the hash of ``files``.
     """
+    release = parse_hollow(text)
+    root = root_of(release.files)
+    if release.root != root:
+        raise _wrong(f"root {root}, the hash of its files", release.root)
+    return release
+
+
+def parse_hollow(text: bytes) -> Release:
+    """Read a ``release.json`` whose root, and some of whose hashes, are not its own.
+
+    Raises:
+        ReleaseFormatError: the text is not JSON, or a field is missing or out of bounds.
+    """
     if len(text) > MAX_RELEASE_BYTES:
         raise _wrong(f"at most {MAX_RELEASE_BYTES} bytes", len(text))
     try:
@@ -118,11 +131,9 @@ def parse_release(text: bytes) -> Release:
         raise _wrong("a name and a version", (name, version))
     if type(counter) is not int or not _is_count(counter, 2**53):
         raise _wrong("a counter of 0 to 2**53", counter)
-    root = root_of(files)
-    if fields.get("root") != root:
-        raise _wrong(f"root {root}, the hash of its files", fields.get("root"))
+    root = fields.get("root")
     health = _parse_health(fields.get("health", {}))
-    return Release(str(name), str(version), counter, root, files, text, health)
+    return Release(str(name), str(version), counter, str(root), files, text, health)
 
 
 def make_release(

@@ -9,6 +9,7 @@ more the flips of lines and of places scatter than independent ones would.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from ota.delta import BLOCK_BYTES, Shape
 MIN_SEGMENT, MAX_SEGMENT = 64, 4096
 FLIPS_A_SEGMENT = 1.5  # fewer make more symbols, more make more sums; measured
 SAMPLE_BYTES = 1 << 24  # of a plane, for the scatter; enough for a million flips in a dense one
+JOINED_SEGMENT = 1024  # at least, where rates are the plane's: what a segment costs is then little
+JOINED_BYTES = 1 << 13  # of lines that are walked as one; their bitmaps fit a small core's cache
 MAX_LINE_BYTES = 1 << 15  # of a plane whose dimensions say nothing
 MIN_SCATTER_SIGMAS = 4.0  # how unlikely a scatter must be before the model believes it
 MAX_PRIOR = 4096  # a prior above it is no different from none
@@ -125,8 +128,20 @@ def _tuned(shape: Shape, old: Plane, new: Plane) -> Shape:
     a_line = a_line[: max(0, len(old) // shape.line_bytes - shape.tail_lines)]
     k_line = _prior(a_line) if shape.valid >= 4 * segment else 0
     k_cross = _prior(_a_place(flips, shape))
-    numbers = (shape.line_bytes, shape.valid, shape.tail_lines, shape.tail_valid, shape.period)
-    return Shape(shape.base3, *numbers, segment, k_line, k_cross)
+    tuned = replace(shape, segment=segment, k_line=k_line, k_cross=k_cross)
+    return _joined(tuned, len(old))
+
+
+def _joined(shape: Shape, n_bytes: int) -> Shape:
+    """Make one long line of many: where lines mean nothing, segments need not end with them."""
+    if shape.k_line or shape.k_cross or shape.has_padding:
+        return shape
+    segment = max(shape.segment, JOINED_SEGMENT)
+    longest = segment // 5 if shape.base3 else JOINED_BYTES  # base 3: borders fall on segments
+    n_lines, most = n_bytes // shape.line_bytes, max(1, longest // shape.line_bytes)
+    joined = max(k for k in range(1, most + 1) if n_lines % k == 0)
+    line_bytes, valid = joined * shape.line_bytes, joined * shape.valid
+    return replace(shape, line_bytes=line_bytes, valid=valid, period=0, segment=segment)
 
 
 def _changed(old: Plane, new: Plane, base3: int) -> Plane:

@@ -18,7 +18,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +35,9 @@ from ota.release import MAX_RELEASE_BYTES, RELEASE_FILE, Release, parse_release
 
 RESERVE_BYTES = 16 << 20
 """Left free on the disk: the journal, the agent's state and a log must still be written."""
+
+WRITE_AHEAD_BYTES = 4 << 20
+"""After so many bytes of a file the medium starts, while the next ones are made."""
 
 COPY_BYTES = 1 << 20
 """Memory of a copy where links are refused."""
@@ -159,6 +162,11 @@ class Calls:
         """Write some of ``data`` at ``offset`` and return how much."""
         return os.pwrite(fd, data, offset)
 
+    def start_writing(self, fd: int, offset: int, length: int) -> None:
+        """Let the medium begin with what was written; waits for nothing and promises nothing."""
+        with suppress(OSError):  # advice: where it is not understood, ``sync`` does it all
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, fd: int, length: int) -> None:
         """Make the file ``length`` bytes long."""
         os.ftruncate(fd, length)
@@ -216,10 +224,14 @@ class Disk(Storage):
         with typed_errors(path):
             fd = self._calls.open(path, os.O_TRUNC)
         with _DiskFile(self._calls, path, fd) as out:
-            offset = 0
+            offset = started = 0
             for piece in pieces:
                 out.write_at(offset, piece)
                 offset += len(piece)
+                if offset - started >= WRITE_AHEAD_BYTES:
+                    self._calls.start_writing(fd, started, offset - started)
+                    started = offset
+            self._calls.start_writing(fd, started, offset - started)
 
     def replace(self, path: Path, data: bytes) -> None:
         """Replace ``path`` as a whole: after a crash it is the old file or the new one."""

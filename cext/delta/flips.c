@@ -21,7 +21,11 @@
 #define ALL_ZERO2 0x55             /* four codes 1 */
 #define ALL_ZERO3 121              /* 1 + 3 + 9 + 27 + 81 */
 
+#define GUESS_BITS 10              /* of a target, that the table of guesses is asked by */
+#define MAX_STEPS 8                /* from a guess to the trit; then the search halves instead */
+
 static uint32_t hits[N_STEPS + 1];
+static uint64_t guesses[(1 << GUESS_BITS) + 1]; /* Q32: where hit() reaches k 2^(32 - GUESS_BITS), nearly */
 
 /* hits[i] = SPAN (1 - exp(-i / 64)), by repeated multiplication: the same on every machine. */
 static void make_hits(void) {
@@ -31,6 +35,12 @@ static void make_hits(void) {
     uint64_t share = (1ull << 32) - (left >> 30);
     hits[i] = (uint32_t)((share * (SPAN >> 13)) >> 19);
     left = (uint64_t)(((unsigned __int128)left * DECAY) >> 64);
+  }
+  for (int k = 0, step = 0; k <= 1 << GUESS_BITS; k++) {
+    uint64_t goal = (uint64_t)k << (32 - GUESS_BITS);
+    while (step < N_STEPS - 1 && hits[step + 1] <= goal) step++;
+    uint64_t over = goal > hits[step] ? goal - hits[step] : 0, rise = (uint64_t)hits[step + 1] - hits[step] + 1;
+    guesses[k] = ((uint64_t)step << STEP_BITS) + (over < rise ? (over << STEP_BITS) / rise : 1u << STEP_BITS);
   }
 }
 
@@ -50,7 +60,8 @@ void flips_start(flips_coder *c, int writes) {
   c->writes = writes;
   c->range = UINT64_MAX;
   flips_guess(c, 1);
-  c->bits[1] = 24; /* signs that became zero, and none that changed over */
+  c->shares[1].bits = 24; /* signs that became zero, and none that changed over */
+  for (int k = 0; k < 3; k++) share_of_ones(&c->shares[k]);
   flips_bit even = {0x8000, 0x8000, 0};
   flips_bit *all = (flips_bit *)&c->words;
   for (size_t k = 0; k < sizeof c->words / sizeof even; k++) all[k] = even;
@@ -164,6 +175,8 @@ typedef struct {
   const uint64_t *zeros; /* its bitmap */
   uint32_t before[FLIPS_MAX_SEGMENT / 64 + 1]; /* zeros before each word */
   uint64_t *sums;                              /* with places' own rates: n + 1 sums; else NULL */
+  uint64_t all;                                /* expected of all n */
+  uint64_t per_expected;                       /* Q32: trits in which 2^32 is expected, on average */
 } segment;
 
 static inline uint64_t zeros_before(const segment *g, uint32_t i) {
@@ -186,7 +199,11 @@ static void open_segment(const flips_coder *c, segment *g, uint32_t place) {
     n += count_bits(g->zeros[k]);
   }
   g->before[(g->n + 63) / 64] = n;
-  if (!g->sums) return;
+  if (!g->sums) {
+    g->all = expected_in(g, g->n); /* without what the last word has beyond it */
+    g->per_expected = ((uint64_t)g->n << 48) / g->all;
+    return;
+  }
   uint64_t sum = 0;
   for (uint32_t i = 0; i < g->n; i++) {
     g->sums[i] = sum;
@@ -194,20 +211,41 @@ static void open_segment(const flips_coder *c, segment *g, uint32_t place) {
     uint64_t own = g->hazard[!is_zero] * c->cross[place + i]; /* cross holds k + flips */
     sum += own < MAX_HAZARD ? own : MAX_HAZARD;
   }
-  g->sums[g->n] = sum;
+  g->sums[g->n] = g->all = sum;
 }
 
-/* The symbol's border before trit i of those from `from` on; strictly growing. */
-static inline uint64_t border(const segment *g, uint32_t from, uint64_t base, uint32_t i) {
-  return hit(expected_in(g, i) - base) + (i - from);
+/* Expected of trit i alone. */
+static inline uint64_t expected_of(const segment *g, uint32_t i) {
+  if (g->sums) return g->sums[i + 1] - g->sums[i];
+  uint64_t is_zero = g->zeros[i >> 6] >> (i & 63) & 1;
+  return g->hazard[1] + ((g->hazard[0] - g->hazard[1]) & (0 - is_zero));
 }
 
-/* Find the trit whose interval holds `target`. */
-static uint32_t find_trit(const segment *g, uint32_t from, uint64_t base, uint64_t target) {
-  uint32_t low = from, high = g->n; /* border(low) <= target < border(high) */
+/* The symbol's border before trit i, where `expected` lies before it, of those from `from` on; strictly growing. */
+static inline uint64_t border(uint64_t expected, uint64_t base, uint32_t i, uint32_t from) {
+  return hit(expected - base) + (i - from);
+}
+
+/* One symbol: the interval of trit i, and what is expected before it and after it. */
+typedef struct {
+  uint32_t i;
+  uint64_t before, after, lower, upper;
+} symbol;
+
+static inline symbol symbol_of(const segment *g, uint32_t i, uint32_t from, uint64_t base) {
+  symbol y = {.i = i, .before = expected_in(g, i)};
+  y.after = y.before + expected_of(g, i);
+  y.lower = border(y.before, base, i, from);
+  y.upper = border(y.after, base, i + 1, from);
+  return y;
+}
+
+/* Find the trit whose interval holds `target`, by halves. */
+static uint32_t search_trit(const segment *g, uint32_t from, uint64_t base, uint64_t target) {
+  uint32_t low = from, high = g->n; /* border of low <= target < border of high */
   while (high - low > 1) {
     uint32_t middle = low + (high - low) / 2;
-    if (border(g, from, base, middle) <= target)
+    if (border(expected_in(g, middle), base, middle, from) <= target)
       low = middle;
     else
       high = middle;
@@ -215,32 +253,64 @@ static uint32_t find_trit(const segment *g, uint32_t from, uint64_t base, uint64
   return low;
 }
 
-/* Code the first flip at or after `from`; `next` is where it is, n for none (read: ignored). */
-static uint32_t code_place(flips_coder *c, const segment *g, uint32_t from, uint32_t next) {
-  uint64_t base = expected_in(g, from);
-  uint64_t none = border(g, from, base, g->n);
-  if (!c->writes) {
-    uint64_t unit = c->range >> 32;
-    next = c->code >= unit * none ? g->n : find_trit(g, from, base, c->code / unit);
-  }
-  uint64_t lower = next == g->n ? none : border(g, from, base, next);
-  uint64_t upper = next == g->n ? Q32 : border(g, from, base, next + 1);
-  if (c->writes)
-    narrow_out(c, lower, upper);
-  else
-    narrow_in(c, lower, upper);
-  return next;
+/* The trit before which `target` nearly lies: as if all trits expected the same, and once more from there. */
+static inline uint32_t guess_trit(const segment *g, uint32_t from, uint64_t base, uint64_t target) {
+  uint64_t share = target >> (32 - GUESS_BITS), rest = target & ((1ull << (32 - GUESS_BITS)) - 1);
+  uint64_t sought = guesses[share] + (((guesses[share + 1] - guesses[share]) * rest) >> (32 - GUESS_BITS));
+  if (sought > g->all - base) sought = g->all - base; /* all times per_expected is n 2^48: products fit */
+  uint32_t i = from + (uint32_t)(((sought >> 4) * g->per_expected) >> 44);
+  i = i < g->n ? i : g->n - 1;
+  int64_t off = (int64_t)(sought + base - expected_in(g, i)) >> 4;
+  int64_t next = (int64_t)i + ((off * (int64_t)g->per_expected) >> 44);
+  next = next < (int64_t)g->n ? next : (int64_t)g->n - 1;
+  return next < (int64_t)from ? from : (uint32_t)next;
 }
 
-/* Code what a flipped trit becomes. */
-static int code_value(flips_coder *c, const flips_shape *s, int old, int new_) {
-  if (s->blind) {
-    int step = (new_ - old + 3) % 3; /* 1 or 2 */
-    step = 1 + counted_bit(c, step == 2, &c->ones[2], &c->bits[2]);
-    return (old + step) % 3;
+/* Find the symbol that holds `target`, which is below the border of "none". */
+static inline symbol find_symbol(const segment *g, uint32_t from, uint64_t base, uint64_t target) {
+  if (g->sums) return symbol_of(g, search_trit(g, from, base, target), from, base);
+  symbol y = symbol_of(g, guess_trit(g, from, base, target), from, base);
+  for (int steps = 0; y.lower > target || y.upper <= target; steps++) {
+    if (steps == MAX_STEPS) return symbol_of(g, search_trit(g, from, base, target), from, base);
+    if (y.lower > target) {
+      y.i--;
+      y.after = y.before, y.upper = y.lower;
+      y.before -= expected_of(g, y.i);
+      y.lower = border(y.before, base, y.i, from);
+    } else {
+      y.i++;
+      y.before = y.after, y.lower = y.upper;
+      y.after += expected_of(g, y.i);
+      y.upper = border(y.after, base, y.i + 1, from);
+    }
   }
-  if (old == 1) return 2 * counted_bit(c, new_ == 2, &c->ones[0], &c->bits[0]);
-  return counted_bit(c, new_ != 1, &c->ones[1], &c->bits[1]) ? 2 - old : 1;
+  return y;
+}
+
+/* Code the first flip at or after `from`, before which `*base` is expected; `next` is where it is, n for none (read:
+ * ignored).  `*base` becomes what is expected before the trit that follows it. */
+static inline uint32_t code_place(flips_coder *c, const segment *g, uint32_t from, uint64_t *base, uint32_t next) {
+  symbol y = {.i = g->n, .lower = border(g->all, *base, g->n, from), .upper = Q32};
+  if (!c->writes) {
+    uint64_t unit = c->range >> 32;
+    if (c->code < unit * y.lower) y = find_symbol(g, from, *base, c->code / unit);
+    narrow_in(c, y.lower, y.upper);
+  } else {
+    if (next < g->n) y = symbol_of(g, next, from, *base);
+    narrow_out(c, y.lower, y.upper);
+  }
+  *base = y.after;
+  return y.i;
+}
+
+/* Code what a flipped trit becomes.  A table, since nobody can foresee which trit it is. */
+static inline int code_value(flips_coder *c, int kind, int old, int new_) {
+  static const uint8_t fates[3][4][2] = {
+      {{0, 0}, {0, 2}, {0, 0}}, /* a zero: -1 or +1 */
+      {{1, 2}, {0, 0}, {1, 0}}, /* a sign: 0 or the other sign */
+      {{1, 2}, {2, 0}, {0, 1}}, /* blind: a step of 1 or 2 */
+  };
+  return fates[kind][old][counted_bit(c, new_ == fates[kind][old][1], &c->shares[kind])];
 }
 
 /* Bit r of the block's words: trit r differs. */
@@ -286,8 +356,7 @@ static uint32_t next_change(const flips_coder *c, uint32_t i, uint32_t end) {
   return end;
 }
 
-static void count_flip(flips_coder *c, const flips_shape *s, int old, uint32_t place) {
-  int class_ = old != 1 && !s->blind;
+static void count_flip(flips_coder *c, const flips_shape *s, int class_, uint32_t place) {
   c->flips[class_]++;
   c->line_flips++;
   c->n_flips++;
@@ -329,14 +398,16 @@ static int pass_over(flips_coder *c, const flips_shape *s, const uint8_t *blocks
 
 static void code_flips(flips_coder *c, const flips_shape *s, segment *g, const uint8_t *old, uint8_t *new_) {
   uint32_t start = c->place;
+  uint64_t base = 0;
   for (uint32_t i = 0; i < g->n; i++) {
     uint32_t next = c->writes ? next_change(c, start + i, start + g->n) - start : 0;
-    i = code_place(c, g, i, next);
+    i = code_place(c, g, i, &base, next);
     if (i == g->n) break;
+    int class_ = !(g->zeros[i >> 6] >> (i & 63) & 1); /* blind: always 0 */
     int was = get_code(s, c->writes ? old : new_, start + i);
-    int becomes = code_value(c, s, was, get_code(s, new_, start + i));
+    int becomes = code_value(c, s->blind ? 2 : class_, was, c->writes ? get_code(s, new_, start + i) : 0);
     if (!c->writes) set_code(s, new_, start + i, was, becomes);
-    count_flip(c, s, was, start + i);
+    count_flip(c, s, class_, start + i);
   }
 }
 

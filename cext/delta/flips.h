@@ -54,6 +54,10 @@ typedef struct {
 } flips_bit; /* an adaptive bit: two estimates of P(1) in 16 bits, and how young they are */
 
 typedef struct {
+  uint64_t ones, bits, p1;
+} flips_share; /* a bit that is counted: P(1) in Q32 is the share of ones */
+
+typedef struct {
   flips_bit moves[FLIPS_WORD_CLASSES][4];
   flips_bit sign[FLIPS_WORD_CLASSES];
   flips_bit length[FLIPS_WORD_CLASSES][33];
@@ -74,13 +78,13 @@ typedef struct {
   uint32_t past_end; /* bytes read beyond the end; they are zeros */
   /* model */
   uint64_t flips[2], trits[2]; /* of old zeros and of old signs */
-  uint64_t ones[3], bits[3];   /* signs of what was 0; fates of what was not; steps of blind flips */
+  flips_share shares[3];       /* signs of what was 0; fates of what was not; steps of blind flips */
   uint64_t zeros_seen, trits_seen, plus_seen, signs_seen; /* of planes from nothing */
   flips_words words;
   /* place in the plane */
   uint64_t line, n_lines;
   uint32_t place;
-  uint64_t line_flips, line_expected, line_base;
+  uint64_t line_flips, line_expected;
   uint64_t cross_expected;
   uint32_t recent; /* which of the last float words changed, one bit each */
   uint32_t *cross; /* k_cross + flips of each place of a line */

@@ -63,7 +63,17 @@ static inline uint64_t next_unit(flips_coder *c) {
   return unit;
 }
 
+/* So many units that the range is at least TOP again, without a branch that nobody can foresee. */
 static inline void normalise_in(flips_coder *c) {
+  if (c->n_in - c->at >= 8) { /* `at` is never beyond the end */
+    uint64_t ahead;
+    int bits = __builtin_clzll(c->range) & 0x30; /* the range is not 0: no interval is empty */
+    memcpy(&ahead, c->in + c->at, 8);
+    c->code = c->code << bits | __builtin_bswap64(ahead) >> 1 >> (63 - bits);
+    c->range <<= bits;
+    c->at += (size_t)bits / 8;
+    return;
+  }
   while (c->range < TOP) {
     c->code = c->code << 16 | next_unit(c);
     c->range <<= 16;
@@ -89,24 +99,32 @@ static inline void narrow_in(flips_coder *c, uint64_t from, uint64_t to) {
 
 /* One bit; p1 is the probability of 1 in Q32, at least 1 and less than 2^32. */
 static inline int code_bit(flips_coder *c, int bit, uint64_t p1) {
-  if (!c->writes) bit = c->code < (c->range >> 32) * p1;
-  uint64_t from = bit ? 0 : p1, to = bit ? p1 : Q32;
-  if (c->writes)
-    narrow_out(c, from, to);
-  else
-    narrow_in(c, from, to);
+  if (c->writes) {
+    narrow_out(c, bit ? 0 : p1, bit ? p1 : Q32);
+    return bit;
+  }
+  uint64_t part = (c->range >> 32) * p1, mask;
+  bit = c->code < part;
+  mask = (uint64_t)bit - 1; /* all ones for 0 */
+  c->code -= part & mask;
+  c->range = (part & ~mask) | ((c->range - part) & mask);
+  normalise_in(c);
   return bit;
 }
 
-/* A bit whose probability is the share of ones so far. */
-static inline int counted_bit(flips_coder *c, int bit, uint64_t *ones, uint64_t *bits) {
-  uint64_t p1 = ((2 * *ones + 1) << 31) / (*bits + 1);
-  bit = code_bit(c, bit, p1);
-  *ones += (uint64_t)bit;
-  if (++*bits == MAX_COUNT) {
-    *ones >>= 1;
-    *bits >>= 1;
+static inline void share_of_ones(flips_share *s) {
+  s->p1 = ((2 * s->ones + 1) << 31) / (s->bits + 1);
+}
+
+/* A bit whose probability is the share of ones so far.  The division is made ahead, where nothing waits for it. */
+static inline int counted_bit(flips_coder *c, int bit, flips_share *s) {
+  bit = code_bit(c, bit, s->p1);
+  s->ones += (uint64_t)bit;
+  if (++s->bits == MAX_COUNT) {
+    s->ones >>= 1;
+    s->bits >>= 1;
   }
+  share_of_ones(s);
   return bit;
 }
 

@@ -61,6 +61,7 @@ def make_patch(
     slot: Path,
     releases: tuple[Release, Release],
     made: Iterable[tuple[str, Iterable[bytes]]],
+    result: Callable[[], Release],
     watch: Callable[[], None] = lambda: None,
 ) -> None:
     """Fill the empty directory ``target`` with the patch of ``slot``; nothing in it is synced yet.
@@ -69,8 +70,9 @@ def make_patch(
         storage: the disk
         target: the patch
         slot: the old model, which stays as it is
-        releases: the old one and the new one
+        releases: the old one and what is known of the new one
         made: the files that the old model does not have, by name, as pieces
+        result: the new release, once all files are made; may raise to stop
         watch: called for every piece; may raise to stop
 
     Raises:
@@ -92,7 +94,8 @@ def make_patch(
                 log.write_at(end, run)
                 digest.update(run)
                 end += len(run)
-    _keep_whole(storage, target, slot, releases, patched)
+    new = result()
+    _keep_whole(storage, target, slot, (old, new), patched)
     fields = {
         "format": 1,
         "old": old.root,

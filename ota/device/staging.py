@@ -22,7 +22,8 @@ def unpack(
     base_dir: Path,
     target: Path,
     *,
-    accept: Callable[[Release], None] = lambda release: None,
+    accept: Callable[[Release], None] = lambda draft: None,
+    approve: Callable[[Release], None] = lambda release: None,
     watch: Callable[[Iterable[bytes]], Iterable[bytes]] = iter,
 ) -> None:
     """Fill the empty directory ``target`` from the container at ``path`` and its base.
@@ -32,7 +33,8 @@ def unpack(
         path: the container
         base_dir: the model directory that the container starts from
         target: where the result goes
-        accept: sees the result's release before anything is written; may raise
+        accept: sees what is known of the result before anything is written; may raise
+        approve: sees the result's release before that is written, the last of all; may raise
         watch: wraps the pieces of every file as they are written
 
     Raises:
@@ -43,11 +45,12 @@ def unpack(
         blob = stack.enter_context(storage.open(path))
         old = stack.enter_context(Directory(base_dir))
         container = Container(blob, read_release(base_dir))
-        accept(container.release)
+        accept(container.draft)
         for name, old_name in container.kept.items():
             storage.link_or_copy(base_dir / old_name, target / name)
         for name, pieces in container.make(old):
             storage.write(target / name, watch(pieces))
+        approve(container.release)
         storage.write(target / RELEASE_FILE, [container.release.text])
 
 
@@ -121,10 +124,15 @@ class Stager:
             blob = stack.enter_context(self._storage.open(path))
             before = stack.enter_context(Directory(slot))
             container = Container(blob, old)
-            _check_release(container.release, payload, release_sha256)
-            releases = old, container.release
+            _check_root(container.draft, payload)
+
+            def result() -> Release:
+                _check_release(container.release, payload, release_sha256)
+                return container.release
+
+            releases = old, container.draft
             made = container.make(before)
-            make_patch(self._storage, unfinished, slot, releases, made, self._on_piece)
+            make_patch(self._storage, unfinished, slot, releases, made, result, self._on_piece)
         self._storage.sync_tree(unfinished)
         self._storage.rename(unfinished, target)
         return target
@@ -135,7 +143,8 @@ class Stager:
             path,
             self._store.active(),
             target,
-            accept=lambda release: _check_release(release, payload, release_sha256),
+            accept=lambda draft: _check_root(draft, payload),
+            approve=lambda release: _check_release(release, payload, release_sha256),
             watch=self._watched,
         )
 
@@ -153,10 +162,19 @@ class Stager:
         return release.root == root and hashlib.sha256(release.text).hexdigest() == release_sha256
 
 
+def _check_root(draft: Release, payload: Payload) -> None:
+    """Compare what the container leads to with what is signed about it."""
+    if draft.root != payload.root:
+        raise PayloadMismatch(
+            f"{payload.target}: expected a result {payload.root}, got {draft.root}"
+        )
+
+
 def _check_release(release: Release, payload: Payload, release_sha256: str) -> None:
     """Compare the container's ``release.json`` with the signed one, byte for byte."""
+    _check_root(release, payload)
     digest = hashlib.sha256(release.text).hexdigest()
-    if release.root != payload.root or digest != release_sha256:
+    if digest != release_sha256:
         raise PayloadMismatch(
             f"{payload.target}: expected a release.json with sha256 {release_sha256}, got {digest}"
         )

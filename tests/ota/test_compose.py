@@ -141,3 +141,22 @@ def test_steps_that_do_not_follow_each_other_are_refused():
     one = delta(old, new)
     with pytest.raises(PayloadError):
         composed(one, one, release_of(old), release_of(old))
+
+
+def test_planes_that_are_walked_in_lines_of_different_lengths_add_up():
+    """Flips of one delta are everywhere, and its lines are joined; those of the other cluster."""
+    rng = np.random.default_rng(8)
+    models, hot = [random_trits(rng, 128 * 1024)], np.where(rng.random(128) < 0.1, 0.5, 0.001)
+    for rates in (np.full((128, 1), 0.01), hot[:, None]):
+        last = models[-1].reshape(128, 1024)
+        hit = rng.random(last.shape) < rates
+        models.append(np.where(hit, (last + 2) % 3 - 1, last).reshape(-1))
+    a, b, c = ({"m.safetensors": safetensors({"w": pack(m).reshape(128, 256)})} for m in models)
+    one, two = delta(a, b), delta(b, c)
+    lines = [
+        Container(Bytes(d), release_of(m)).plan.shapes[0].line_bytes
+        for d, m in ((one, a), (two, b))
+    ]
+    assert lines[0] != lines[1]
+    base, middle = release_of(a), release_of(b, "1.1.0", 2)
+    assert make(composed(one, two, base, middle), a, base) == c

@@ -11,11 +11,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ota.container import HEADER, MAGIC, NO_BASE, Container
+from ota.container import MAGIC, MAX_HEAD_BYTES, Container, pack_head, parse_head, unpack_frame
 from ota.delta import Column
 from ota.encoder import pack_frame
 from ota.errors import DeltaFormatError, PayloadError, PayloadMismatch, WrongBase
-from ota.plan import ColumnSize, Plan, Region, RegionKind, pack_plan
+from ota.hollow import UNKNOWN
+from ota.plan import MAX_PLAN_BYTES, Plan, Region, RegionKind, pack_plan
+from ota.release import short_root
 from tests.ota.codec import decode, encode, release_of
 from tests.ota.fakes import Bytes, Files
 from tests.ota.models import pack, random_trits, safetensors
@@ -84,6 +86,27 @@ def test_unchanged_and_renamed_files_are_kept_and_cost_nothing():
     assert len(data) < 400
 
 
+def test_a_delta_names_no_hash_of_what_it_makes_and_knows_them_all_at_its_end():
+    container = Container(Bytes(DELTA), release_of(OLD))
+    whole = release_of(NEW, "1.1.0", 2)
+    changed = sorted(container.regions)
+    assert [container.draft.files[name].sha256 for name in changed] == [UNKNOWN] * len(changed)
+    assert container.draft.root == whole.root
+    with pytest.raises(DeltaFormatError, match="made before"):
+        _ = container.release
+    for _, pieces in container.make(Files(OLD)):
+        b"".join(pieces)
+    assert container.release == whole
+
+
+def test_what_is_added_up_or_stands_alone_says_its_release_at_once():
+    for data, base in (
+        (encode(OLD, NEW, reversible=True), release_of(OLD)),
+        (encode(None, NEW), None),
+    ):
+        assert Container(Bytes(data), base).release == release_of(NEW, "1.1.0", 2)
+
+
 def test_an_unchanged_plane_of_a_changed_shard_costs_a_copy():
     container = Container(Bytes(DELTA), release_of(OLD))
     kinds = [region.kind for region in container.regions["one.safetensors"]]
@@ -136,8 +159,8 @@ def test_a_delta_for_another_base_says_which_one_it_wants():
     other = {**OLD, "tokenizer.json": b"another"}
     with pytest.raises(WrongBase) as caught:
         decode(DELTA, other)
-    assert release_of(OLD).root in str(caught.value)
-    assert release_of(other).root in str(caught.value)
+    assert short_root(release_of(OLD).root) in str(caught.value)
+    assert short_root(release_of(other).root) in str(caught.value)
     with pytest.raises(WrongBase, match="no model"):
         decode(DELTA, None)
 
@@ -148,6 +171,8 @@ def test_a_base_that_is_not_what_it_says_gives_an_error_and_no_model():
     with pytest.raises(PayloadError):
         for _, pieces in container.make(Files(rotten)):
             b"".join(pieces)
+    with pytest.raises(DeltaFormatError, match="made before"):
+        _ = container.release
 
 
 def test_no_flipped_bit_makes_another_model():
@@ -186,43 +211,37 @@ def test_any_bytes_are_refused(data):
 def test_any_change_of_the_plan_is_refused_or_makes_the_same_model(seed, n_changes):
     """The plan is repacked with a good checksum: its own checks must hold."""
     data = DELTA
-    dictionary = release_of(OLD).text
-    _, n_plan, n_packed, base, root = HEADER.unpack(data[: HEADER.size])
-    content = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    plan = bytearray(
-        zstandard.ZstdDecompressor(dict_data=content).decompress(
-            data[HEADER.size : HEADER.size + n_packed], max_output_size=n_plan
-        )
-    )
+    base = release_of(OLD)
+    _, root, start, n_packed = parse_head(data[:MAX_HEAD_BYTES])
+    plan = bytearray(unpack_frame(data[start : start + n_packed], MAX_PLAN_BYTES, base.text))
     rng = random.Random(seed)
     for _ in range(n_changes):
-        plan[rng.randrange(len(release_of(NEW).text), len(plan))] = rng.randrange(256)
-    packed = pack_frame(bytes(plan), dictionary)
-    header = HEADER.pack(MAGIC, len(plan), len(packed), base, root)
+        at = rng.randrange(len(release_of(NEW).text), len(plan)) if rng.random() < 0.9 else 0
+        plan[at] = rng.randrange(256)
+    packed = pack_frame(bytes(plan), base.text)
+    head = pack_head(base, root.hex(), len(packed))
     try:
-        made = decode(header + packed + data[HEADER.size + n_packed :], OLD)
+        made = decode(head + packed + data[start + n_packed :], OLD)
     except PayloadError:
         return
     assert made == NEW
 
 
-def container_of(regions, columns=None, raw=None, name="a", n_bytes=100, shapes=()):
+def container_of(regions, columns=None, name="a", n_bytes=100, shapes=()):
     """Write a container by hand, for rules that the encoder never breaks."""
     columns = dict.fromkeys(Column, b"") | (columns or {})
-    raws = dict.fromkeys(Column, 0) | (raw or {})
     release = release_of({name: bytes(n_bytes)})
-    sizes = {column: ColumnSize(len(columns[column]), raws[column]) for column in Column}
-    plan = pack_plan(Plan(release, sizes, tuple(shapes), 1, False, {name: tuple(regions)}))
+    n_coded = len(columns[Column.CODED])
+    plan = pack_plan(Plan(release, n_coded, tuple(shapes), 1, False, {name: tuple(regions)}))
     packed = pack_frame(plan, b"")
-    root = bytes.fromhex(release.root)
-    header = HEADER.pack(MAGIC, len(plan), len(packed), NO_BASE, root)
-    return header + packed + b"".join(columns[column] for column in Column)
+    head = pack_head(None, release.root, len(packed))
+    return head + packed + b"".join(columns[column] for column in Column)
 
 
 def test_a_hand_made_container_is_read():
     frame = pack_frame(bytes(100), b"")
     region = Region(RegionKind.BYTES, 100, packed=len(frame))
-    data = container_of([region], {Column.BYTES: frame}, {Column.BYTES: 100})
+    data = container_of([region], {Column.BYTES: frame})
     assert decode(data, None) == {"a": bytes(100)}
 
 
@@ -234,7 +253,7 @@ def test_a_hand_made_container_is_read():
         (Region(RegionKind.BYTES, 99), "regions make 99"),
         (Region(RegionKind.BYTES, 1 << 21), "breaks a limit"),
         (Region(RegionKind.BYTES, 100, packed=1 << 21), "breaks a limit"),
-        (Region(RegionKind.BYTES, 100, packed=1), "expected blocks of"),
+        (Region(RegionKind.BYTES, 100, packed=1), "another length"),
         (Region(RegionKind.TRITS, 100), "breaks a limit"),  # there is no shape
         (Region(RegionKind.NEW, 100, width=3), "breaks a limit"),
         (Region(RegionKind.NEW, 99, width=2), "breaks a limit"),
@@ -247,36 +266,33 @@ def test_regions_that_break_a_rule_are_refused(region, says):
 
 
 def test_a_frame_without_a_checksum_is_refused():
-    frame = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(100))
+    frame = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(100))[4:]
     region = Region(RegionKind.BYTES, 100, packed=len(frame))
-    data = container_of([region], {Column.BYTES: frame}, {Column.BYTES: 100})
+    data = container_of([region], {Column.BYTES: frame})
     with pytest.raises(DeltaFormatError, match="checked frame"):
         decode(data, None)
 
 
 def test_a_column_that_nobody_reads_is_refused():
-    column = zstandard.ZstdCompressor(write_checksum=True).compress(b"left over")
     frame = pack_frame(bytes(100), b"")
     region = Region(RegionKind.BYTES, 100, packed=len(frame))
-    data = container_of(
-        [region],
-        {Column.BYTES: frame, Column.CODED: column},
-        {Column.BYTES: 100, Column.CODED: 9},
-    )
+    data = container_of([region], {Column.BYTES: frame, Column.CODED: b"left over"})
     with pytest.raises(DeltaFormatError, match="longer than the planes"):
         decode(data, None)
 
 
 def test_a_bomb_is_refused_in_bounded_memory():
-    """A frame that unpacks to 128 MiB where 100 bytes are declared, and a plan that says 4 GiB."""
+    """A frame that unpacks to 128 MiB where 100 bytes are declared, and plans that say as much."""
     packer = zstandard.ZstdCompressor(write_checksum=True).compressobj(size=1 << 27)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1 << 7)) + packer.flush()
+    bomb = bomb[4:]
     region = Region(RegionKind.BYTES, 100, packed=len(bomb))
-    data = container_of([region], {Column.BYTES: bomb}, {Column.BYTES: 100})
-    header = HEADER.pack(MAGIC, (1 << 32) - 1, 100, NO_BASE, bytes(32))
+    data = container_of([region], {Column.BYTES: bomb})
+    head = pack_head(None, release_of({"a": b""}).root, (1 << 28) - 1)
+    huge = pack_head(None, release_of({"a": b""}).root, len(bomb)) + bomb
     tracemalloc.start()
     try:
-        for bad in (data, header + bytes(100)):
+        for bad in (data, head + bytes(100), huge):
             with pytest.raises(DeltaFormatError):
                 decode(bad, None)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
@@ -287,7 +303,7 @@ def test_a_bomb_is_refused_in_bounded_memory():
 def test_a_wrong_result_is_noticed_although_every_checksum_is_right():
     frame = pack_frame(b"\1" * 100, b"")
     region = Region(RegionKind.BYTES, 100, packed=len(frame))
-    data = container_of([region], {Column.BYTES: frame}, {Column.BYTES: 100})
+    data = container_of([region], {Column.BYTES: frame})
     with pytest.raises(PayloadMismatch, match="expected sha256"):
         decode(data, None)
 
@@ -316,5 +332,5 @@ def test_independent_flips_cost_little_more_than_the_bound(rate):
     p = flips / n
     entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
     bound = (n * entropy + from_zero) / 8
-    overhead = 76 + 400  # header and plan: release.json holds hashes that nothing can shorten
+    overhead = 45 + 60  # header and plan
     assert len(encode(old_model, new_model)) < 1.02 * bound + overhead

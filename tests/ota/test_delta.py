@@ -244,3 +244,20 @@ def test_reading_and_writing_need_no_plane_at_all():
     writer.flips(b"", b"")
     writer.end()
     assert read(PLAIN, writer.take(), [b""]) == [b""]
+
+
+@pytest.mark.parametrize("gap", [1, 1 << 29])
+@pytest.mark.parametrize("segment", [64, 4096])
+@pytest.mark.parametrize(
+    "where", [slice(0, 9), slice(4087, 4096), slice(2000, 2100), slice(0, None)]
+)
+def test_flips_are_found_where_nobody_expects_them(gap, segment, where):
+    """The reader guesses where a flip is and corrects itself, however wrong the guess."""
+    rng = np.random.default_rng(6)
+    shape = Shape(0, 1024, 4096, 0, 0, 0, segment)
+    for share in (0, 0.4, 1):
+        old = lines_of(shape, 2, rng, share)
+        new = old.copy()
+        new[0, where] = (new[0, where] + 1) % 3
+        planes = pack(old, 0), pack(new, 0)
+        assert read(shape, write(shape, [planes], gap=gap), planes[:1], gap=gap) == [planes[1]]

@@ -62,15 +62,31 @@ def flipped(matrix, rates):
 
 
 @pytest.mark.parametrize(
-    ("rate", "segment"), [(0.2, 64), (0.02, 64), (0.005, 256), (5e-4, 2048), (1e-5, 4096)]
+    ("rate", "segment"), [(0.2, 1024), (0.02, 1024), (1.5e-3, 1024), (5e-4, 2048), (1e-5, 4096)]
 )
 def test_rarer_flips_have_longer_segments_and_no_priors(rate, segment):
     matrix = trits(512, 2048)
     old = packing.pack_output_major(matrix)
     new = packing.pack_output_major(flipped(matrix, rate)).reshape(-1)
     found = shape(old, 0, new)
-    assert found.segment in (segment, segment // 2)
+    assert found.segment in (segment, max(1024, segment // 2))
     assert (found.k_line, found.k_cross) == (0, 0)
+
+
+def test_lines_without_rates_or_padding_are_walked_as_one():
+    full, padded = trits(512, 2048), trits(512, 2000)
+    for matrix, line_bytes in ((full, 8192), (padded, 512)):
+        old = packing.pack_output_major(matrix)
+        new = packing.pack_output_major(flipped(matrix, 0.01)).reshape(-1)
+        assert shape(old, 0, new).line_bytes == line_bytes
+
+
+def test_joined_lines_of_base_3_are_no_longer_than_a_segment():
+    matrix = trits(64, 640)
+    old = packing.pack_rows3(matrix)
+    new = packing.pack_rows3(flipped(matrix, 0.01)).reshape(-1)
+    found = shape(old, 1, new)
+    assert found.valid <= found.segment and found.line_bytes == 128
 
 
 @pytest.mark.parametrize("axis", [0, 1])

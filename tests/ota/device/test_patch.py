@@ -28,7 +28,7 @@ def pair(tmp_path):
         for name, entry in sorted(releases[1].files.items())
         if entry not in have
     ]
-    make_patch(Disk(), patch, old, releases, made)
+    make_patch(Disk(), patch, old, releases, made, lambda: releases[1])
     return old, new, patch
 
 
@@ -61,7 +61,8 @@ def test_a_file_with_a_second_name_is_replaced_and_not_written_over(pair, tmp_pa
     patch = tmp_path / "second"
     patch.mkdir()
     releases = read_release(old), read_release(new)
-    make_patch(Disk(), patch, old, releases, [(shard.name, [(new / shard.name).read_bytes()])])
+    made = [(shard.name, [(new / shard.name).read_bytes()])]
+    make_patch(Disk(), patch, old, releases, made, lambda: releases[1])
     assert read_patch(patch).patched == ()
     assert shard.name in read_patch(patch).whole
     apply_patch(Disk(), patch, old, forward=True)

@@ -78,6 +78,18 @@ def clusters(rng):
     return {"m.safetensors": shard(old, {})}, {"m.safetensors": shard(new, {})}
 
 
+def renamed(rng):
+    """Files that come, go and change their names; planes without padding, walked as one line."""
+    trits = {"lines": random(rng, 256, 96), "rows3": random(rng, 32, 640)}
+    packs = {"lines": packing.pack_input_major, "rows3": packing.pack_rows3}
+    new = {n: (flip(t, 0.01, rng), packs[n]) for n, t in trits.items()}
+    old = {n: (t, packs[n]) for n, t in trits.items()}
+    return (
+        {"m.safetensors": shard(old, {}), "a.json": b"gone", "b.json": b"kept"},
+        {"m.safetensors": shard(new, {}), "c.json": b"kept", "d.json": b"new", "e.json": b""},
+    )
+
+
 def vectors():
     rng = np.random.default_rng(SEED)
     old, new = flips(rng)
@@ -85,6 +97,7 @@ def vectors():
     yield "blind", old, new, True
     yield "full", None, new, False
     yield "clusters", *clusters(rng), False
+    yield "renamed", *renamed(rng), False
 
 
 def main() -> None:

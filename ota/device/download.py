@@ -19,7 +19,7 @@ from ota.trust import Payload, chunks_object
 from ota.wire import CHUNK_BYTES, ranges
 
 HASH_BYTES = hashlib.sha256().digest_size
-SYNC_BYTES = 1 << 20  # what a power cut may cost: a second of download, 16 chunks
+SYNC_BYTES = 256 << 10  # with what is on its way (``mqtt_source``) the MiB a power cut may cost
 MAX_BAD_CHUNKS = 8  # a source that lies this often is not worth asking further
 
 

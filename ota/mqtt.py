@@ -26,7 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from ota.errors import ConfigError, TransportError
 
 KEEPALIVE_S = 10
-"""A dead link is noticed within 20 s, while bytes of a slow one keep it alive: a pull outlives it."""
+"""A dead link is noticed within 20 s, so a pull outlives it; bytes of a slow one keep it alive."""
 CONNECT_TIMEOUT_S = 15.0  # a TCP handshake and a CONNACK over a slow cellular link
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30

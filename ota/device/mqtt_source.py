@@ -130,9 +130,7 @@ class MqttSource(Source):
             if whole is not None:
                 yield whole
 
-    def _fill(
-        self, name: str, parts: _Parts, waiting: dict[str, _Waiting], window: Window
-    ) -> None:
+    def _fill(self, name: str, parts: _Parts, waiting: dict[str, _Waiting], window: Window) -> None:
         """Send requests until the window is full; all again, if their connection is gone."""
         if self._is_new_connection.is_set() and self._inbox.empty():
             self._is_new_connection.clear()

@@ -3,8 +3,9 @@
 A window of requests is on its way at any time; its size and the length of each request adapt
 (``ota.window``).  A request that stays without an answer is sent again, later each time, and at
 once when the link had to connect again: its answers went with the old connection.  The same answer
-twice, or late, is harmless.  The budget is silence: when nothing at all has come for ``PATIENCE_S``
-the pull ends with a ``TransportError``, and the caller decides when to come back.
+twice, or late, is harmless.  The budget is silence: when less than ``PROGRESS_BYTES`` have come in
+``PATIENCE_S`` and nothing was completed by them, the pull ends with a ``TransportError``, and the
+caller decides when to come back.  So a sender that feeds us byte by byte is silent, too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ota.wire import (
 )
 
 PATIENCE_S = 45.0  # a broker restart, or a dead link (20 s), plus a few tries to reconnect
+PROGRESS_BYTES = 16 << 10  # 3 kbit/s: slower is an attack or no link
 IN_FLIGHT_BYTES = 768 << 10
 """Asked for and not here yet: with what the disk may lose, the MiB that a cut may cost.  60 Mbit/s
 at a round trip of 100 ms."""
@@ -109,17 +111,17 @@ class MqttSource(Source):
         parts = _Parts(ranges)
         waiting: dict[str, _Waiting] = {}
         quiet_until_s = time.monotonic() + PATIENCE_S
+        came = 0
         while parts.todo or waiting:
             self._fill(name, parts, waiting, window)
             response = self._next_response(waiting)
             now_s = time.monotonic()
+            if now_s > quiet_until_s:
+                raise TransportError(f"{name}: nobody answered for {PATIENCE_S:g} s")
             if response is None or response.status == UNAVAILABLE:
                 # Unavailable is sent again when due: the responder asked for patience.
-                if now_s > quiet_until_s:
-                    raise TransportError(f"{name}: nobody answered for {PATIENCE_S:g} s")
                 self._send_again(waiting.values(), now_s, window)
                 continue
-            quiet_until_s = now_s + PATIENCE_S
             entry = waiting.pop(response.id)
             window.answered(now_s - entry.sent_s, was_repeated=entry.n_sent > 1)
             piece = _piece(entry, response)
@@ -127,8 +129,11 @@ class MqttSource(Source):
                 # The other end's broker takes no more.  Anybody may say so: not below a sane size.
                 window.limit(max(len(piece.data), MIN_CHUNK_BYTES))
             whole = parts.add(entry, piece)
+            came += len(piece.data)
             if whole is not None:
                 yield whole
+            if whole is not None or came >= PROGRESS_BYTES:  # what the caller did is no silence
+                quiet_until_s, came = time.monotonic() + PATIENCE_S, 0
 
     def _fill(self, name: str, parts: _Parts, waiting: dict[str, _Waiting], window: Window) -> None:
         """Send requests until the window is full; all again, if their connection is gone."""

@@ -59,6 +59,8 @@ class SlowLink:
         self.n_down = 0
         self.n_connections = 0
         self.is_frozen = False
+        self.bits_per_s = link.bits_per_s
+        """May be changed: it holds for what comes from then on."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self) -> None:
@@ -178,7 +180,9 @@ class _Direction:
         link = self._link
         with suppress(OSError):
             while data := self._source.recv(SEGMENT_BYTES):
-                line_free_s = max(line_free_s, time.monotonic()) + 8 * len(data) / link.bits_per_s
+                line_free_s = (
+                    max(line_free_s, time.monotonic()) + 8 * len(data) / self._owner.bits_per_s
+                )
                 late_s = link.round_trip_s if self._chance.random() < link.loss else 0.0
                 arrives_s = max(arrives_s, line_free_s + link.round_trip_s / 2 + late_s)
                 with self._changed:

@@ -29,6 +29,7 @@ from ota.wire import (
     MIN_CHUNK_BYTES,
     NOT_FOUND,
     OK,
+    RANGE_NOT_SATISFIABLE,
     UNAVAILABLE,
     Request,
     Response,
@@ -124,8 +125,10 @@ class MqttSource(Source):
                 continue
             entry = waiting.pop(response.id)
             window.answered(now_s - entry.sent_s, was_repeated=entry.n_sent > 1)
+            if response.status == RANGE_NOT_SATISFIABLE and entry.request.offset > entry.range[0]:
+                continue  # the range ends behind the object; the part before says where
             piece = _piece(entry, response)
-            if len(piece.data) < entry.request.length and piece.data:
+            if 0 < len(piece.data) < min(entry.request.length, piece.total - piece.offset):
                 # The other end's broker takes no more.  Anybody may say so: not below a sane size.
                 window.limit(max(len(piece.data), MIN_CHUNK_BYTES))
             whole = parts.add(entry, piece)
@@ -134,6 +137,7 @@ class MqttSource(Source):
                 yield whole
             if whole is not None or came >= PROGRESS_BYTES:  # what the caller did is no silence
                 quiet_until_s, came = time.monotonic() + PATIENCE_S, 0
+        parts.check_done(name)
 
     def _fill(self, name: str, parts: _Parts, waiting: dict[str, _Waiting], window: Window) -> None:
         """Send requests until the window is full; all again, if their connection is gone."""
@@ -256,6 +260,8 @@ class _Parts:
         length = min(length, max(0, piece.total - offset))
         if piece.offset == offset and len(piece.data) >= length:
             return piece
+        if piece.offset >= offset + length:
+            return None  # nothing of the object is there
         got = self._got.setdefault(entry.range, {})
         got[piece.offset] = piece.data
         end = piece.offset + len(piece.data)
@@ -267,6 +273,12 @@ class _Parts:
         del self._got[entry.range]
         data = b"".join(got[start] for start in sorted(got))
         return Piece(offset, data[:length], piece.total)
+
+    def check_done(self, name: str) -> None:
+        """Raise ``TransportError`` if a range was left open: answers contradict each other."""
+        if self._got:
+            offset, length = next(iter(self._got))
+            raise TransportError(f"{name}: expected {length} bytes at {offset}, a part is missing")
 
 
 def _piece(entry: _Waiting, response: Response) -> Piece:

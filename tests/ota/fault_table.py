@@ -80,9 +80,7 @@ def markdown() -> str:
     ]
     for fault in faults():
         code = fault.code if fault.code == COMMITTED else f"`{fault.code}`"
-        lines.append(
-            f"| {fault.group}: {fault.name} | {code} | {fault.final} | {fault.workers} |"
-        )
+        lines.append(f"| {fault.group}: {fault.name} | {code} | {fault.final} | {fault.workers} |")
     for name, (_, code) in faults_of_disks.ERRORS.items():
         lines.append(
             f"| disk: {name} at any one call | `{code}` or committed | {GAVE_UP} or committed | "

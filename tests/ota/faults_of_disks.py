@@ -137,9 +137,7 @@ def sweep(
     finals: Counter[str] = Counter()
     most = 0
     for at in range(0, n_calls, stride):
-        first, final, workers = check_call(
-            work / f"at{at}", fleet, strategy, name, at, stays=stays
-        )
+        first, final, workers = check_call(work / f"at{at}", fleet, strategy, name, at, stays=stays)
         firsts[first] += 1
         finals[final] += 1
         most = max(most, workers)

@@ -104,7 +104,9 @@ def rotated(role: str, forge: Callable[[Path, Metadata[Any]], None]) -> Make:
         repo.rotate(role)
         honest = lab.path / "honest"
         shutil.copytree(lab.repo_path, honest)
-        name = "timestamp.json" if role == "timestamp" else f"{repo._files.newest(role)}.{role}.json"
+        name = (
+            "timestamp.json" if role == "timestamp" else f"{repo._files.newest(role)}.{role}.json"
+        )
         path = lab.repo_path / "metadata" / name
         metadata: Metadata[Any] = Metadata.from_file(str(path))
         forge(path, metadata)

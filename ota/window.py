@@ -50,8 +50,8 @@ class Window:
     def wait_s(self) -> float:
         """How long an answer may take before it is asked for again.
 
-        Longer after each loss until an answer tells the time again, as in RFC 6298 (5.5): answers to
-        repeated requests tell none, so a path that became slow would be asked twice for everything.
+        Longer after each loss until an answer tells the time again (RFC 6298, 5.5): answers to
+        repeated requests tell none, and a path that became slow would be asked twice for all.
         """
         known = 0.0 if self.round_trip_s is None else _WAIT_FACTOR * self.round_trip_s
         return min(MAX_WAIT_S, self.backoff * max(FIRST_WAIT_S, known))

@@ -34,8 +34,8 @@ from ota.device.source import Source
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
 from ota.errors import Busy, Cancelled, ConfigError, StorageError, UpdateError
-from ota.retry import uncounted_after_s
 from ota.mqtt import Broker, Tls
+from ota.retry import uncounted_after_s
 from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
 

@@ -30,8 +30,8 @@ from tests.ota.lab import COMMITTED, Lab
 Make = Callable[[Lab, ExitStack], None]
 LINK = LinkShape(40e6, 0.01, 0.0)
 KEEPALIVE_S = 1
-PATIENCE_S = 15.0
-SHORT_PATIENCE_S = 2.5
+PATIENCE_S = mqtt_source.PATIENCE_S
+SHORT_PATIENCE_S = 1.0
 """Where the fault lasts, and three workers have to run out of it."""
 FIRST_WAIT_S = 0.4
 AFTER_BYTES = 250_000

@@ -95,6 +95,11 @@ def stale(lab: Lab, _stack: ExitStack) -> None:
     lab.undo.append(repaired)
 
 
+def newest_file(repo: Repository, role: str) -> Path:
+    number = "" if role == "timestamp" else f"{repo._files.newest(role)}."
+    return repo._files.directory / f"{number}{role}.json"
+
+
 def rotated(role: str, forge: Callable[[Path, Metadata[Any]], None]) -> Make:
     """Rotate ``role``; the attacker serves what its old key signs."""
 
@@ -104,10 +109,7 @@ def rotated(role: str, forge: Callable[[Path, Metadata[Any]], None]) -> Make:
         repo.rotate(role)
         honest = lab.path / "honest"
         shutil.copytree(lab.repo_path, honest)
-        name = (
-            "timestamp.json" if role == "timestamp" else f"{repo._files.newest(role)}.{role}.json"
-        )
-        path = lab.repo_path / "metadata" / name
+        path = newest_file(repo, role)
         metadata: Metadata[Any] = Metadata.from_file(str(path))
         forge(path, metadata)
         metadata.signatures.clear()
@@ -135,9 +137,7 @@ def expired(role: str) -> Make:
         repo = lab.own_repository()
         files = repo._files
         metadata = files.load(role, ROLES[role])
-        path = files.directory / (
-            "timestamp.json" if role == "timestamp" else f"{files.newest(role)}.{role}.json"
-        )
+        path = newest_file(repo, role)
         honest = path.read_bytes()
         metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
         if role == "root":  # the device has the first one; a newer one has expired
@@ -196,7 +196,7 @@ def too_few_sign_the_root(lab: Lab, _stack: ExitStack) -> None:
 
 
 def clock(moment: datetime) -> Make:
-    def make(lab: Lab, stack: ExitStack) -> None:
+    def make(lab: Lab, _stack: ExitStack) -> None:
         class Clock(datetime):
             @classmethod
             def now(cls, tz: Any = None) -> datetime:

@@ -2,9 +2,9 @@
 
 A worker that ends with ``retry_after_s`` is followed by another, as the agent would do, without the
 wait.  So a fault that lasts shows whether the update gives up, and after how many workers.  Links
-may be away for days, so failures of the network are retried for ever by design, an hour apart: there
-the count stops at ``NETWORK_WORKERS`` and the final state is ``waits``.  The same where the disk
-does not even keep a count of failures: each wait is then the longest of its class.
+may be away for days, so failures of the network are retried for ever by design, an hour apart:
+there the count stops at ``NETWORK_WORKERS`` and the final state is ``waits``.  The same where the
+disk does not even keep a count of failures: each wait is then the longest of its class.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ota.conditions import Samples
 from ota.device.dir_source import DirSource
 from ota.device.source import Source
 from ota.device.store import Store
-from ota.device.worker import _after_s
 from ota.device.updater import Board, Updater, Verdict
+from ota.device.worker import _after_s
 from ota.errors import UpdateError
 from ota.fleet.repository import Repository
 from ota.retry import RULES, RetryClass, class_of

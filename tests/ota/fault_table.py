@@ -73,17 +73,21 @@ def run_fault(fault: Fault, path: Path, fleet: Fleet) -> Row:
 
 
 def markdown() -> str:
-    """Return the table of ``docs/updates.md``."""
+    """Return the table of ``docs/updates.md``: a line for all faults of a group that end alike."""
     lines = [
-        "| fault | the first worker ends | final, if it lasts | workers |",
+        "| faults | the first worker ends | if it lasts | workers |",
         "|---|---|---|---|",
     ]
+    alike: dict[tuple[str, str, str, int], list[str]] = {}
     for fault in faults():
-        code = fault.code if fault.code == COMMITTED else f"`{fault.code}`"
-        lines.append(f"| {fault.group}: {fault.name} | {code} | {fault.final} | {fault.workers} |")
+        key = (fault.group, fault.code, fault.final, fault.workers)
+        alike.setdefault(key, []).append(fault.name)
+    for (group, code, final, workers), names in alike.items():
+        end = code if code == COMMITTED else f"`{code}`"
+        lines.append(f"| {group}: {'; '.join(names)} | {end} | {final} | {workers} |")
     for name, (_, code) in faults_of_disks.ERRORS.items():
         lines.append(
-            f"| disk: {name} at any one call | `{code}` or committed | {GAVE_UP} or committed | "
+            f"| disk: {name} at any one call | `{code}` or committed | {GAVE_UP} or {WAITS} | "
             f"at most {budget_of(code)} |"
         )
     return "\n".join(lines)

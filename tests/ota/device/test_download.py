@@ -129,3 +129,17 @@ def test_a_disk_that_fails_at_any_write_gives_a_typed_error_and_goes_on_later(
             download(source, path, FailingDisk(fail_at, error)).run()
         download(source, path).run()
         assert path.read_bytes() == DATA
+
+
+def test_only_what_is_in_the_file_counts_as_progress(source, tmp_path):
+    """The list of chunks comes each time; it brings a payload that never comes no nearer."""
+    whole = source.objects.pop(NAME)
+    attempt = download(source, tmp_path / "p")
+    with pytest.raises(ObjectMissing):
+        attempt.run()
+    assert attempt.fetched_bytes == len(HASHES) and attempt.kept_bytes == 0
+    source.objects[NAME] = whole
+    attempt = download(source, tmp_path / "p")
+    attempt.run()
+    assert attempt.kept_bytes == len(DATA)
+    assert attempt.fetched_bytes == len(DATA) + len(HASHES)

@@ -86,10 +86,9 @@ def markdown() -> str:
         end = code if code == COMMITTED else f"`{code}`"
         lines.append(f"| {group}: {'; '.join(names)} | {end} | {final} | {workers} |")
     for name, (_, code) in faults_of_disks.ERRORS.items():
-        lines.append(
-            f"| disk: {name} at any one call | `{code}` or committed | {GAVE_UP} or {WAITS} | "
-            f"at most {budget_of(code)} |"
-        )
+        final, workers = faults_of_disks.lasting_end(code)
+        where = f"{name} at any one call of an update, or from there on"
+        lines.append(f"| disk: {where} | `{code}` | {final} | {workers} |")
     return "\n".join(lines)
 
 

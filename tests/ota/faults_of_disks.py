@@ -13,7 +13,7 @@ from typing import Any
 from ota.storage import RESERVE_BYTES, Calls, Disk
 from tests.ota.crashes import NO_ROOM, in_place_fleet
 from tests.ota.harness import Fleet, make_fleet
-from tests.ota.lab import COMMITTED, GAVE_UP, WAITS, Lab, budget_of
+from tests.ota.lab import COMMITTED, GAVE_UP, NETWORK_WORKERS, WAITS, Lab, budget_of
 
 ERRORS = {
     "full": (errno.ENOSPC, "storage_full"),
@@ -21,6 +21,11 @@ ERRORS = {
     "read-only": (errno.EROFS, "storage_read_only"),
 }
 STRATEGIES: dict[str, Callable[[Path], Fleet]] = {"slot": make_fleet, "in_place": in_place_fleet}
+
+
+def lasting_end(code: str) -> tuple[str, int]:
+    """Return the final state, and the workers, of a disk that goes on refusing everything."""
+    return (GAVE_UP, 1) if budget_of(code) == 1 else (WAITS, NETWORK_WORKERS)
 
 
 class RefusingCalls(Calls):
@@ -122,8 +127,13 @@ def check_call(
     shutil.rmtree(path)
     where = f"{strategy}, {name} at call {at}, {'stays' if stays else 'once'}: {row}"
     assert row.first in (code, COMMITTED), where
-    assert row.final in (COMMITTED, GAVE_UP, WAITS), where
-    assert row.workers <= budget_of(code), where
+    if row.first == COMMITTED:
+        assert (row.final, row.workers) == (COMMITTED, 1), where
+    else:
+        lasting = COMMITTED, 2
+        if stays or budget_of(code) == 1:
+            lasting = lasting_end(code)
+        assert (row.final, row.workers) == lasting, where
     assert row.healed == COMMITTED and row.healed_workers == 1, where
     return row.first, row.final, row.workers
 

@@ -61,7 +61,9 @@ class SlowLink:
         self.is_frozen = False
         self.bits_per_s = link.bits_per_s
         """May be changed: it holds for what comes from then on."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._silent: list[_Pair] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def freeze(self) -> None:
         """Let nothing through any more, and close nothing: half-open sockets."""
@@ -74,6 +76,8 @@ class SlowLink:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             pair.cut(how)
+        if how in (Cut.HALF_OPEN, Cut.BLACK_HOLE):
+            self._silent += pairs
 
     def delivered(self, n_bytes: int) -> None:
         with self._lock:
@@ -83,8 +87,14 @@ class SlowLink:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        # A closed listener that a thread waits on lives on, and its number may be another's soon.
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._server.close()
         self.cut(Cut.CLOSE)
+        for pair in self._silent:
+            pair.cut(Cut.CLOSE)
 
     def _accept(self) -> None:
         while True:

@@ -37,6 +37,8 @@ AGAIN_BYTES = 1 << 20
 """What a cut may cost."""
 MAX_WORKERS = 3
 """How many workers an update may need: two that gave up on a link, and one that ends it."""
+MOST_CUTS = 10
+"""In one update."""
 HOWS = tuple(Cut)
 WEIGHTS = (5, 3, 1, 1)  # silent cuts cost their patience each
 
@@ -154,7 +156,7 @@ def run(n_cuts: int, seed: int, work: Path) -> list[dict[str, Any]]:
         done = 0
         while done < n_cuts:
             protocol = ("5", "3.1.1")[len(rows) % 2]
-            plan = plan_cuts(rng, size, rng.randint(1, 6))
+            plan = plan_cuts(rng, size, rng.randint(1, MOST_CUTS))
             path = work / f"device-{len(rows)}"
             outcome = update_through_cuts(path, fleet, broker, plan, protocol)
             shutil.rmtree(path)

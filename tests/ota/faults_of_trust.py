@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +38,7 @@ ROLES: dict[str, type] = {
     "targets": Targets,
 }
 CODES = {"endless": "transport_failed", "missing": "transport_failed"}
+MODEL = "edge-test"
 LONG_CHAIN = 300
 """Roots: more than a client follows in one refresh (256)."""
 
@@ -122,6 +124,27 @@ def rotated(role: str, forge: Callable[[Path, Metadata[Any]], None]) -> Make:
             shutil.copytree(honest, lab.repo_path)
 
         lab.undo.append(repaired)
+
+    return make
+
+
+def model_signed_by(other: str | None) -> Make:
+    """The model has keys of its own; its role is signed by its old ones, or by another model's."""
+
+    def make(lab: Lab, _stack: ExitStack) -> None:
+        repo = lab.own_repository()
+        repo.delegate(MODEL)
+        if other is not None:
+            repo.delegate(other)
+        wrong = load_keys(repo.keys_dir, other or MODEL, is_delegated=True)
+        repo.rotate(MODEL)
+        path = newest_file(repo, MODEL)
+        honest = path.read_bytes()
+        metadata: Metadata[Any] = Metadata.from_bytes(honest)
+        metadata.signatures.clear()
+        metadata.sign(wrong[0])
+        path.write_bytes(metadata.to_bytes())
+        lab.undo.append(partial(path.write_bytes, honest))
 
     return make
 
@@ -230,6 +253,8 @@ TRUST: dict[str, tuple[Make, str]] = {
     "timestamp signed by a revoked key": (rotated("timestamp", _as_it_is), UNTRUSTED),
     "snapshot signed by a revoked key": (rotated("snapshot", _as_it_is), UNTRUSTED),
     "targets signed by a revoked key": (rotated("targets", _as_it_is), UNTRUSTED),
+    "model's role signed by its revoked key": (model_signed_by(None), UNTRUSTED),
+    "model's role signed by another model's key": (model_signed_by("other"), UNTRUSTED),
     "root signed by too few": (too_few_sign_the_root, UNTRUSTED),
     "timestamp expired": (expired("timestamp"), EXPIRED),
     "snapshot expired": (expired("snapshot"), EXPIRED),

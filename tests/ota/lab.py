@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ota.conditions import Samples
 from ota.device.dir_source import DirSource
@@ -71,7 +72,7 @@ class Lab:
     samples: Samples = field(default_factory=Samples)
     final: str = "1.1.0"
     """The version that the update leads to."""
-    undo: list[Callable[[], None]] = field(default_factory=list)
+    undo: list[Callable[[], Any]] = field(default_factory=list)
 
     @property
     def state(self) -> Path:

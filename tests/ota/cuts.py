@@ -27,6 +27,7 @@ from bench.slow_link import Link as LinkShape
 from ota.fleet.responder import Responder
 from ota.mqtt import Broker
 from tests.brokers import Mosquitto
+from tests.ota import harness
 from tests.ota.harness import Device, Fleet, make_fleet
 from tests.ota.models import Shape
 
@@ -185,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args(argv)
+    harness.LINE_TIMEOUT_S = 300.0  # several silent cuts in a row: a worker then has no news
     with tempfile.TemporaryDirectory() as work:
         rows = run(args.cuts, args.seed, Path(work))
     n_cuts = sum(len(row["cuts"]) for row in rows)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean crashes endurance fuzz-ota
+.PHONY: demo test lint types format kernel-checks fuzz-delta bench wheel clean crashes endurance faults fuzz-ota
 
 demo: $(VENV)/.demo
 	$(BIN)/edgeagent demo --out build/demo.json
@@ -34,6 +34,12 @@ crashes: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	$(BIN)/python -m tests.e2e.endurance swap
 	$(BIN)/python -m tests.e2e.endurance kills
+
+# Every named fault, every call of the disk refused in turn, and 120 cuts of real connections.
+faults: $(VENV)/.dev
+	$(BIN)/python -m tests.ota.fault_table --out bench/results/faults-$$(date -u +%F).json
+	$(BIN)/python -m tests.ota.cuts --out bench/results/transport-cuts-$$(date -u +%F).json
+
 # Ten minutes each over metadata and messages from outside; the suite runs seconds of it.
 fuzz-ota: $(VENV)/.dev
 	$(BIN)/python -m tests.ota.fuzz 600

@@ -3,7 +3,9 @@
 Facts that shaped it: paho and Mosquitto leave Nagle's algorithm on, which costs a request and
 response 25 times the throughput; a 3.1.1 broker answers a version 5 CONNECT with return code 1, but
 only while that CONNECT has no properties (with some, amqtt waits for bytes that never come);
-subscriptions are made again at every reconnect, because a broker may have lost the session.
+subscriptions are made again at every reconnect, because a broker may have lost the session; what
+another thread publishes between a new socket and its CONNECT goes out first, and the broker hangs
+up (``is_up`` says when not to).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from ota.errors import ConfigError, TransportError
 
-KEEPALIVE_S = 30  # a dead link is noticed within 45 s
+KEEPALIVE_S = 10
+"""A dead link is noticed within 20 s, so a pull outlives it; bytes of a slow one keep it alive."""
 CONNECT_TIMEOUT_S = 15.0  # a TCP handshake and a CONNACK over a slow cellular link
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30
@@ -96,7 +99,8 @@ class Link:
         topics: what to subscribe to, at QoS 0
         on_message: called in the network thread; must not block
         on_written: called in the network thread with the packet id of each message that left
-        on_connected: called in the network thread after every connect; what was waiting is gone
+        on_connected: called in the network thread after every connect, when the topics are asked
+            for; what was waiting is gone
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Link:
         self._ready = threading.Event()
         self._refusal: ReasonCode | None = None
         self.is_v5 = False
+        self.is_up = False
+        """Whether the broker has accepted this connection, and it is not known to be lost."""
         self.max_packet_bytes: int | None = None
         """The longest packet that the broker takes, where it says so (MQTT 5)."""
 
@@ -203,6 +209,8 @@ class Link:
         if self._broker.tls is not None:
             client.tls_set_context(self._broker.tls.context())
         client.on_socket_open = _no_delay
+        client.on_pre_connect = self._down
+        client.on_disconnect = self._down
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
         client.on_message = self._received
@@ -217,11 +225,15 @@ class Link:
             self._refusal = reason
             self._ready.set()
             return
-        self._on_connected()
         if self._topics:
             client.subscribe([(topic, 0) for topic in self._topics])
         else:
             self._ready.set()
+        self.is_up = True
+        self._on_connected()
+
+    def _down(self, *_about: Any) -> None:
+        self.is_up = False
 
     def _subscribed(
         self, _client: paho.Client, _data: Any, _mid: int, codes: list[Any], _props: Any

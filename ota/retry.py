@@ -79,3 +79,12 @@ def retry_after_s(code: str, attempt: int, draw: float) -> float | None:
         return None
     step = min(rule.longest_s, rule.first_s * 2.0 ** min(attempt - 1, 32))
     return step * (0.5 + 0.5 * draw)
+
+
+def uncounted_after_s(code: str, draw: float) -> float | None:
+    """Return how long to wait when tries cannot be counted: the disk does not even take that.
+
+    Then no budget ends it, so it is the longest wait from the first time on.
+    """
+    rule = RULES[class_of(code)]
+    return None if rule.budget == 0 else rule.longest_s * (0.5 + 0.5 * draw)

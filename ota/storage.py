@@ -327,7 +327,8 @@ class _DiskFile(OpenFile):
             self._calls.sync(self._fd)
 
     def close(self) -> None:
-        self._calls.close(self._fd)
+        with typed_errors(self._path):  # a network's disk may say only now that it lost a write
+            self._calls.close(self._fd)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

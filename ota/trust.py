@@ -80,6 +80,16 @@ class Device:
     """Roots that were rolled back, and why."""
 
 
+def model_prefix(name: str) -> str:
+    """Return what every target of ``name`` begins with."""
+    return f"models/{name}/"
+
+
+def model_patterns(name: str) -> list[str]:
+    """Return the path patterns of all targets of ``name``: a ``*`` does not cross a slash."""
+    return [f"models/{name}/*", f"models/{name}/*/*"]
+
+
 def channel_target(name: str) -> str:
     """Return the target that says which version of ``name`` is current."""
     return f"models/{name}/{CHANNEL}.json"

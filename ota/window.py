@@ -34,6 +34,7 @@ class Window:
     piece_bytes: int = 0
     round_trip_s: float | None = None
     shortest_s: float = float("inf")
+    backoff: float = 1.0
     _answers: int = 0
     _shrunk_at: int = -1
 
@@ -47,13 +48,18 @@ class Window:
 
     @property
     def wait_s(self) -> float:
-        """How long an answer may take before it is asked for again."""
+        """How long an answer may take before it is asked for again.
+
+        Longer after each loss until an answer tells the time again (RFC 6298, 5.5): answers to
+        repeated requests tell none, and a path that became slow would be asked twice for all.
+        """
         known = 0.0 if self.round_trip_s is None else _WAIT_FACTOR * self.round_trip_s
-        return min(MAX_WAIT_S, max(FIRST_WAIT_S, known))
+        return min(MAX_WAIT_S, self.backoff * max(FIRST_WAIT_S, known))
 
     def answered(self, took_s: float, *, was_repeated: bool) -> None:
         """Count an answer that came ``took_s`` after its request; a repeated one tells no time."""
         if not was_repeated:
+            self.backoff = 1.0
             old = took_s if self.round_trip_s is None else self.round_trip_s
             self.round_trip_s = old + SMOOTHING * (took_s - old)
             self.shortest_s = min(self.shortest_s, took_s)
@@ -70,6 +76,7 @@ class Window:
             return
         self._shrunk_at = newest
         self._answers = 0
+        self.backoff = min(2 * self.backoff, MAX_WAIT_S / FIRST_WAIT_S)
         if self.n_requests == MIN_WINDOW:
             self.piece_bytes = max(self.piece_bytes // 2, min(MIN_PIECE_BYTES, self.piece_limit))
         self.size = max(self.size / 2, MIN_WINDOW)

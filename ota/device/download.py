@@ -19,7 +19,7 @@ from ota.trust import Payload, chunks_object
 from ota.wire import CHUNK_BYTES, ranges
 
 HASH_BYTES = hashlib.sha256().digest_size
-SYNC_BYTES = 1 << 20  # what a power cut may cost: a second of download, 16 chunks
+SYNC_BYTES = 256 << 10  # with what is on its way (``mqtt_source``) the MiB a power cut may cost
 MAX_BAD_CHUNKS = 8  # a source that lies this often is not worth asking further
 
 
@@ -34,6 +34,8 @@ class Download:
         self._ranges = ranges(payload.length, payload.chunk_bytes)
         self.fetched_bytes = 0
         """What came over the network in this run, chunk list included."""
+        self.kept_bytes = 0
+        """What of it is in the file: the next run has less to do."""
 
     def run(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
         """Fetch what is missing; afterwards the file is the signed payload.
@@ -77,6 +79,7 @@ class Download:
                         )
                     continue
                 file.write_at(piece.offset, piece.data)
+                self.kept_bytes += missing.get(piece.offset, 0)
                 left -= missing.pop(piece.offset, 0)
                 unsynced += len(piece.data)
                 if unsynced >= SYNC_BYTES:

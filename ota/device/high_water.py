@@ -28,7 +28,10 @@ MAX_LOG_BYTES = 1 << 16  # 300 lines; then it is replaced by its last state
 CHECK_CHARS = 16  # 64 bits: this guards against torn writes, not against an attacker with our disk
 MAX_VERSION = 1 << 53
 MAX_TIME_S = 253402300799  # the end of the year 9999, and of datetime
-VOUCHED = ("timestamp", "snapshot", "targets")
+OWN = "root"
+"""The one role whose version nothing but its own keys vouches for."""
+MAX_ROLES = 64
+"""In the record, beyond which no delegated role is added: a device follows one model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Mark:
     """The highest of everything."""
 
     versions: Mapping[str, int] = field(default_factory=dict)
-    """Of root, timestamp, snapshot and targets; a role that was never seen is absent."""
+    """Of the four roles and the models' own; a role that was never seen is absent."""
     online_keys: str = ""
     """Fingerprint of the keys of timestamp and snapshot that the versions were seen under."""
     time: datetime | None = None
@@ -65,7 +68,7 @@ class HighWater:
         Raises:
             UntrustedMetadata: ``role`` went back.
         """
-        is_void = role in VOUCHED and online_keys != self.mark.online_keys
+        is_void = role != OWN and online_keys != self.mark.online_keys
         highest = 0 if is_void else self.mark.versions.get(role, 0)
         if version < highest:
             raise UntrustedMetadata(
@@ -108,10 +111,11 @@ def _merged(old: Mark, new: Mark) -> Mark:
     kept = dict(old.versions)
     moment = old.time
     if new.online_keys != old.online_keys:
-        kept = {role: version for role, version in kept.items() if role not in VOUCHED}
+        kept = {role: version for role, version in kept.items() if role == OWN}
         moment = None
     for role, version in new.versions.items():
-        kept[role] = max(version, kept.get(role, 0))
+        if role in kept or len(kept) < MAX_ROLES:
+            kept[role] = max(version, kept.get(role, 0))
     times = [each for each in (moment, new.time) if each is not None]
     counters = dict(old.counters)
     for name, counter in new.counters.items():

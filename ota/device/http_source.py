@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from ota.device.source import Piece, Source
@@ -136,14 +139,12 @@ class HttpSource(Source):
             self._peer = (parts.scheme, parts.netloc)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         try:
-            self._connection.request("GET", path, headers=headers)
-            return self._connection.getresponse()
+            return _answer(self._connection, path, headers)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             # The server closed a connection that was idle: once more on a fresh one.
             self.close()
             self._connection = self._connect(parts.scheme, parts.netloc)
-            self._connection.request("GET", path, headers=headers)
-            return self._connection.getresponse()
+            return _answer(self._connection, path, headers)
 
     def _connect(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         if scheme == "http":
@@ -185,6 +186,27 @@ class _Errors:
         if isinstance(error, (OSError, http.client.HTTPException, ValueError)):
             what = str(error) or type(error).__name__
             raise TransportError(f"{self._name}: {what}; is the server running?") from error
+
+
+def _answer(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    """Send a GET and read the head of its answer, which may not be fed to us byte by byte."""
+
+    def give_up() -> None:
+        if connection.sock is not None:
+            with suppress(
+                OSError
+            ):  # only the TCP level: a TLS session must not be taken apart here
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(PATIENCE_S, give_up)
+    timer.start()
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()
+    finally:
+        timer.cancel()
 
 
 def _position(name: str, response: http.client.HTTPResponse) -> tuple[int, int]:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuf.api._payload import Root, TargetFile
+from tuf.api._payload import Root, TargetFile, Targets
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
@@ -40,6 +40,7 @@ from ota.errors import (
     UntrustedMetadata,
     UpdateError,
 )
+from ota.release import is_name
 from ota.storage import Storage, typed_errors
 
 NOT_FOUND = 404
@@ -148,9 +149,12 @@ class TufClient:
             raise RuntimeError("target() before refresh()")
         try:
             with typed_errors(self._directory):
-                return self._updater.get_targetinfo(name)
+                info = self._updater.get_targetinfo(name)
         except (DownloadError, RepositoryError) as err:
             raise _translated(err) from err
+        seen = self._updater.delegated_versions
+        self.high_water.raise_to(replace(self.high_water.mark, versions=seen))
+        return info
 
 
 class _Updater(Updater):
@@ -173,6 +177,8 @@ class _Updater(Updater):
         self._path = directory
         self._high_water = high_water
         self._reference = reference
+        self.delegated_versions: dict[str, int] = {}
+        """Of the models' roles that were looked into."""
         super().__init__(str(directory), "metadata/", fetcher=fetcher, bootstrap=bootstrap)
         self._trusted_set.reference_time = reference.time
 
@@ -219,10 +225,20 @@ class _Updater(Updater):
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _load_targets(self, role: str, parent_role: str) -> Targets:
+        """Load a role's targets; a cached file of a model's role is compared like a new one.
+
+        Others than models have no role of ours: their names may be anything, and are not recorded.
+        """
+        targets = super()._load_targets(role, parent_role)
+        if role not in _TOP_LEVEL and is_name(role):
+            self._high_water.check(role, targets.version, self._online_keys())
+            self.delegated_versions[role] = targets.version
+        return targets
+
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
-        if rolename in _TOP_LEVEL:
-            version = self._trusted_set[rolename].version
-            self._high_water.check(rolename, version, self._online_keys())
+        version = self._trusted_set[rolename].version
+        self._high_water.check(rolename, version, self._online_keys())
         super()._persist_metadata(rolename, data)
 
     def _persist_root(self, version: int, data: bytes) -> None:

@@ -35,7 +35,7 @@ from ota.errors import (
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
-from ota.retry import retry_after_s
+from ota.retry import retry_after_s, uncounted_after_s
 from ota.storage import RESERVE_BYTES, Storage, read_release, verify_directory
 from ota.trust import (
     MAX_PAYLOAD_BYTES,
@@ -152,7 +152,7 @@ class Updater:
         self._ledger = ledger or FlashLedger(storage, self._directory / "flash.json", None, None)
         self._tuf = TufClient(source, storage, self._directory / "tuf", bootstrap_root)
         self._plan: _Plan | None = None
-        self._fetched_bytes = 0
+        self._fetched_bytes = self._kept_bytes = 0
         self._error: UpdateError | None = None
         self._verdict = Verdict(False, "no verdict")
         self._started_s = time.monotonic()
@@ -251,6 +251,7 @@ class Updater:
         if payload.sha256 != self._journal.payload_sha256:
             self._ledger.check(payload.length + payload.written_bytes, time.time())
             self._clean(keep_refused=True)
+            self._journal.failures = 0  # something new, and so a fresh budget
             self._journal.payload_sha256 = payload.sha256
         self._plan = _Plan(base, offer, payload, release_sha256, in_place)
         self._error = None
@@ -273,6 +274,7 @@ class Updater:
             download.run(on_progress)
         finally:
             self._fetched_bytes += download.fetched_bytes
+            self._kept_bytes += download.kept_bytes
         return Event.PAYLOAD_VERIFIED
 
     def _stage(self) -> Event:
@@ -370,7 +372,9 @@ class Updater:
             self._clean()
 
     def _discard(self) -> None:
+        failures = self._journal.failures  # or a failure that lasts would be a first one each time
         self._clean()
+        self._journal.failures = failures
         self._keep()
 
     def _finish(self) -> None:
@@ -392,13 +396,15 @@ class Updater:
         )
 
     def _wait_s(self, error: UpdateError) -> float | None:
-        """Return when to try again, and count the try; a count that cannot be kept starts over."""
+        """Return when to try again, and count the try; what brought something is a new first."""
         journal = self._journal
-        is_same = journal.failed_as == error.code and not self._fetched_bytes
+        is_same = journal.failed_as == error.code and not self._kept_bytes
         journal.failures = journal.failures + 1 if is_same else 1
         journal.failed_as = error.code
-        with suppress(StorageError):
+        try:
             self._save()
+        except StorageError:
+            return uncounted_after_s(error.code, random.random())
         wait_s = retry_after_s(error.code, journal.failures, random.random())
         if wait_s is None or error.retry_after_s is None:
             return wait_s

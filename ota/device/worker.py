@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import queue
+import random
 import signal
 import socket
 import sys
@@ -32,8 +33,9 @@ from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
-from ota.errors import Busy, Cancelled, ConfigError, UpdateError
+from ota.errors import Busy, Cancelled, ConfigError, StorageError, UpdateError
 from ota.mqtt import Broker, Tls
+from ota.retry import uncounted_after_s
 from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
 
@@ -192,7 +194,7 @@ def run_worker(link: socket.socket) -> int:
                 "event": "failed",
                 "code": err.code,
                 "message": str(err),
-                "retry_after_s": err.retry_after_s,
+                "retry_after_s": _after_s(err),
             }
         )
         return err.exit_code
@@ -229,6 +231,13 @@ def _open_source(start: Start, agent: AgentLink) -> Source:
     if start.broker is None:
         return DirSource(start.directory or Path())
     return MqttSource(start.broker, start.repo, start.node, agent.is_stopped)
+
+
+def _after_s(err: UpdateError) -> float | None:
+    """Return when to try again after a failure that there was no journal yet to count in."""
+    if isinstance(err, StorageError):
+        return uncounted_after_s(err.code, random.random())
+    return err.retry_after_s
 
 
 def _read_root(path: Path) -> bytes:

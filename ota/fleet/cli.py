@@ -131,7 +131,10 @@ def _expiry(args: argparse.Namespace) -> Result:
     soon = sorted(role for role, entry in roles.items() if entry["days_left"] < args.days)
     lines = [f"{role:<10} {entry['expires']}" for role, entry in roles.items()]
     if soon:
-        raise ExpiresSoon(f"{', '.join(soon)}: fewer than {args.days} days left; publish again")
+        raise ExpiresSoon(
+            f"{', '.join(soon)}: fewer than {args.days} days left; publish again, "
+            "or `edgeota renew` where it is targets or a model"
+        )
     return {"roles": roles, "soon": soon}, "\n".join(lines)
 
 
@@ -146,9 +149,31 @@ def _keys_list(args: argparse.Namespace) -> Result:
 
 def _keys_rotate(args: argparse.Namespace) -> Result:
     version = Repository.open(args.repo, args.keys).rotate(args.role)
-    return {"role": args.role, "root": version}, (
-        f"{args.role} has new keys as of root version {version}; take the root's keys away again"
+    by = "root" if args.role in ROLES else "targets"
+    return {"role": args.role, by: version}, (
+        f"{args.role} has new keys as of {by} version {version}; take the {by} keys away again"
     )
+
+
+def _delegate(args: argparse.Namespace) -> Result:
+    repo = Repository.open(args.repo, args.keys)
+    version = repo.delegate(args.model, args.role_keys, args.threshold, args.expires)
+    where = repo.keys_dir / "models" / args.model
+    return {"role": args.model, "keys": str(where), "timestamp": version}, (
+        f"{args.model} is signed by {args.threshold} of {args.role_keys} keys in {where}; give "
+        "them to who releases it, and take the targets key away"
+    )
+
+
+def _undelegate(args: argparse.Namespace) -> Result:
+    n_kept = Repository.open(args.repo, args.keys).undelegate(args.model, drop=args.drop)
+    what = f"targets signs its {n_kept} targets" if n_kept else "nothing of it is signed any more"
+    return {"role": args.model, "kept": n_kept}, f"{args.model} has no keys of its own; {what}"
+
+
+def _renew(args: argparse.Namespace) -> Result:
+    version = Repository.open(args.repo, args.keys).renew(args.role)
+    return {"role": args.role, "version": version}, f"{args.role} is version {version} now"
 
 
 def _fields(added: Added) -> dict[str, Any]:
@@ -223,8 +248,28 @@ def _parser() -> argparse.ArgumentParser:
     expiry.add_argument("--days", type=int, default=WARN_DAYS, help=f"what is soon ({WARN_DAYS})")
     add("keys-list", _keys_list, "show which keys sign each role")
     rotate = add("keys-rotate", _keys_rotate, "give a role new keys, signed by the root's")
-    rotate.add_argument("role", choices=ROLES)
+    rotate.add_argument("role", metavar="ROLE", help=f"{', '.join(ROLES)}, or a model")
+    _add_delegation(add)
     return parser
+
+
+def _add_delegation(add: Callable[[str, Callable[[argparse.Namespace], Result], str], Any]) -> None:
+    delegate = add("delegate", _delegate, "hand a model to keys of its own; needs the targets key")
+    delegate.add_argument("model", metavar="MODEL")
+    delegate.add_argument("--role-keys", type=int, default=1, metavar="N", help="keys to make (1)")
+    delegate.add_argument(
+        "--threshold", type=int, default=1, metavar="M", help="how many of them must sign (1)"
+    )
+    delegate.add_argument(
+        "--expires", type=int, metavar="DAYS", help="life of what they sign (365)"
+    )
+    undelegate = add("undelegate", _undelegate, "take a model back from its keys")
+    undelegate.add_argument("model", metavar="MODEL")
+    undelegate.add_argument(
+        "--drop", action="store_true", help="forget what those keys signed; else targets signs it"
+    )
+    renew = add("renew", _renew, "sign a role again, unchanged, before it expires")
+    renew.add_argument("role", metavar="ROLE", help="targets, or a model with keys of its own")
 
 
 def _add_mqtt(parser: argparse.ArgumentParser, *, required: bool) -> None:

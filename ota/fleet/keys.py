@@ -1,7 +1,8 @@
 """The signing keys of a repository: Ed25519, one PEM file a key that only its owner reads.
 
 ``root.pem``, ``root-2.pem``, ... are the root's keys, of which a threshold must sign; the other
-roles have one each.  Root keys are used at ``edgeota init`` and ``edgeota keys-rotate``; keep them
+roles have one each.  The keys of a model are ``models/NAME/1.pem``, ``2.pem``, ... (``edgeota
+delegate``).  Root keys are used at ``edgeota init`` and ``edgeota keys-rotate``; keep them
 off the machine in between.  With ``$EDGEOTA_KEY_PASSPHRASE`` they are written encrypted.
 """
 
@@ -36,8 +37,10 @@ def create_keys(directory: Path, n_root: int = 1) -> dict[str, list[CryptoSigner
     return {role: create_role_keys(directory, role, n) for role, n in counts.items()}
 
 
-def create_role_keys(directory: Path, role: str, n_keys: int) -> list[CryptoSigner]:
-    """Make the keys of one role.
+def create_role_keys(
+    directory: Path, role: str, n_keys: int, is_delegated: bool = False
+) -> list[CryptoSigner]:
+    """Make the keys of one role; those of a model's role are in a directory of their own.
 
     Raises:
         ConfigError: there are keys already; they are not overwritten.
@@ -46,7 +49,8 @@ def create_role_keys(directory: Path, role: str, n_keys: int) -> list[CryptoSign
     try:
         for number, signer in enumerate(signers, 1):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            path = _path(directory, role, number)
+            path = _path(directory, role, number, is_delegated)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
                 file.write(_pem(signer, role))
                 file.flush()
@@ -56,31 +60,20 @@ def create_role_keys(directory: Path, role: str, n_keys: int) -> list[CryptoSign
     return signers
 
 
-def load_keys(directory: Path, role: str) -> list[CryptoSigner]:
+def load_keys(directory: Path, role: str, is_delegated: bool = False) -> list[CryptoSigner]:
     """Read all keys of a role that are here; they need not all be.
 
     Raises:
         ConfigError: none is here, or others may read one.
     """
-    signers = [load_key(directory, role)] if _path(directory, role).exists() else []
-    signers += [_load(path) for path in sorted(directory.glob(f"{role}-*.pem"))]
-    return signers or [load_key(directory, role)]
+    paths = _present(directory, role, is_delegated)
+    return [_load(path) for path in paths or [_path(directory, role, 1, is_delegated)]]
 
 
-def retire_keys(directory: Path, role: str) -> None:
+def retire_keys(directory: Path, role: str, is_delegated: bool = False) -> None:
     """Rename the keys of a role, so that new ones take their place."""
-    for path in [_path(directory, role), *directory.glob(f"{role}-*.pem")]:
-        if path.exists():
-            path.rename(path.with_suffix(f".retired-{time.time_ns()}"))
-
-
-def load_key(directory: Path, role: str) -> CryptoSigner:
-    """Read a role's first key.
-
-    Raises:
-        ConfigError: it is missing, or others may read it.
-    """
-    return _load(_path(directory, role))
+    for path in _present(directory, role, is_delegated):
+        path.rename(path.with_suffix(f".retired-{time.time_ns()}"))
 
 
 def _load(path: Path) -> CryptoSigner:
@@ -114,5 +107,14 @@ def _passphrase() -> bytes | None:
     return value.encode() if value else None
 
 
-def _path(directory: Path, role: str, number: int = 1) -> Path:
+def _present(directory: Path, role: str, is_delegated: bool) -> list[Path]:
+    first = _path(directory, role, 1, is_delegated)
+    if is_delegated:
+        return sorted(first.parent.glob("*.pem"))
+    return [first] * first.exists() + sorted(directory.glob(f"{role}-*.pem"))
+
+
+def _path(directory: Path, role: str, number: int, is_delegated: bool) -> Path:
+    if is_delegated:
+        return directory / "models" / role / f"{number}.pem"
     return directory / (f"{role}.pem" if number == 1 else f"{role}-{number}.pem")

@@ -22,20 +22,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from tuf.api._payload import (
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.exceptions import RepositoryError
+from tuf.api._payload import Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.metadata import Metadata
 
 from ota.container import Container
@@ -52,7 +44,9 @@ from ota.fleet.contents import (
     releases_of,
     write_reversible,
 )
+from ota.fleet.delegation import delegate, rotate_delegated, undelegate
 from ota.fleet.keys import ROLES, create_keys, create_role_keys, load_keys, retire_keys
+from ota.fleet.metadata import ROOT_LIFE, TARGETS_LIFE, MetadataFiles, until
 from ota.release import RELEASE_FILE, Release, is_version, parse_release
 from ota.storage import Directory, Disk, OpenFile, typed_errors, verify_directory
 from ota.trust import (
@@ -65,14 +59,7 @@ from ota.trust import (
 )
 from ota.wire import CHUNK_BYTES, encode_notice, is_repo
 
-ROOT_LIFE = timedelta(days=1825)  # renewed by every rotation; five years is the life of a board
-TARGETS_LIFE = timedelta(days=365)  # signed again with every release and delta
-SNAPSHOT_LIFE = timedelta(days=90)
-TIMESTAMP_LIFE = timedelta(days=30)  # how long a broker could hold a device back unnoticed
-COPY_BYTES = 1 << 20
 MAX_ROOT_KEYS = 16  # people in a ceremony
-
-T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +80,11 @@ class Repository:
     def __init__(self, path: Path, name: str, keys_dir: Path) -> None:
         self.path = path
         self.name = name
-        self._keys_dir = keys_dir
+        self.keys_dir = keys_dir
         self._metadata_dir = path / "metadata"
         self._targets_dir = path / "targets"
         self._disk = Disk()
+        self._files = MetadataFiles(self._metadata_dir, keys_dir, self._disk)
 
     @classmethod
     def create(
@@ -121,15 +109,15 @@ class Repository:
         repo = cls(path, name, keys_dir or path / "keys")
         repo._disk.make_directory(repo._metadata_dir)
         repo._disk.make_directory(repo._targets_dir)
-        signers = create_keys(repo._keys_dir, n_root)
-        root = Root(expires=_until(ROOT_LIFE), consistent_snapshot=True)
+        signers = create_keys(repo.keys_dir, n_root)
+        root = Root(expires=until(ROOT_LIFE), consistent_snapshot=True)
         for role in ROLES:
             for signer in signers[role]:
                 root.add_key(signer.public_key, role)
         root.roles["root"].threshold = threshold
-        repo._write("root", Metadata(root))
-        repo._write("targets", Metadata(Targets(expires=_until(TARGETS_LIFE))))
-        repo._sign_snapshot(version=1, targets_version=1)
+        repo._files.write("root", Metadata(root), 1)
+        repo._files.write("targets", Metadata(Targets(expires=until(TARGETS_LIFE))), 1)
+        repo._files.sign_snapshot(version=1, targets_version=1)
         description = {"format": 1, "name": name}
         repo._disk.replace(path / "repository.json", json.dumps(description).encode())
         return repo
@@ -154,8 +142,9 @@ class Repository:
             ConfigError: the version exists, or the counter does not grow.
         """
         release = verify_directory(model_dir)
-        targets = self._load("targets", Targets)
-        self._check_is_newer(targets.signed, release)
+        self._check_is_newer(self._files.everything(), release)
+        role = self._files.owner(release.name)
+        targets = self._files.load(role, Targets)
         target = full_target(release.name, release.version)
         with Directory(model_dir) as files:
             full_bytes = self._add_payload(targets.signed, target, None, (release, files))
@@ -178,7 +167,7 @@ class Repository:
         self._add_target(
             targets.signed, channel_target(release.name), json.dumps(channel).encode(), channel
         )
-        self._write("targets", targets, self._next_targets_version())
+        self._files.write(role, targets, self._files.next_version(role))
         return Added(target, full_bytes, full_bytes, None, release.version, release.root)
 
     def add_delta(self, from_: str, to: str, name: str | None = None, way: str = "direct") -> Added:
@@ -195,17 +184,17 @@ class Repository:
             ConfigError: there is no such release, both are the same model, or no deltas lead there.
             PayloadError: the deltas on the way are not reversible.
         """
-        targets = self._load("targets", Targets)
+        known = self._files.everything()
         with ExitStack() as stack:
-            old_dir = stack.enter_context(self._model_dir(targets.signed, from_, name))
-            new_dir = stack.enter_context(self._model_dir(targets.signed, to, name))
+            old_dir = stack.enter_context(self._model_dir(known, from_, name))
+            new_dir = stack.enter_context(self._model_dir(known, to, name))
             old, new = verify_directory(old_dir), verify_directory(new_dir)
             if old.root == new.root or old.name != new.name:
                 raise ConfigError(
                     f"delta: expected two models of one name, got {old.name} {old.version} and "
                     f"{new.name} {new.version}"
                 )
-            offer = self._custom(targets.signed, release_target(new.name, new.version))
+            offer = self._custom(known, release_target(new.name, new.version))
             if offer.get("root") != new.root:
                 raise ConfigError(f"{to}: not what was released as {new.version}; release it first")
             target = delta_target(new.name, old.root, new.root)
@@ -213,14 +202,16 @@ class Repository:
             new_files = stack.enter_context(Directory(new_dir))
             encode: Callable[[IO[bytes], Scratch], None] | None = None
             if way == "compose":
-                chain = find_chain(delta_roots(targets.signed, new.name), old.root, new.root)
-                encode = partial(self._write_sum, targets.signed, new.name, chain)
+                chain = find_chain(delta_roots(known, new.name), old.root, new.root)
+                encode = partial(self._write_sum, known, new.name, chain)
             elif way == "reversible":
                 encode = partial(write_reversible, (old, old_files), (new, new_files))
+            role = self._files.owner(new.name)
+            targets = self._files.load(role, Targets)
             n_bytes = self._add_payload(
                 targets.signed, target, (old, old_files), (new, new_files), encode
             )
-        self._write("targets", targets, self._next_targets_version())
+        self._files.write(role, targets, self._files.next_version(role))
         return Added(target, n_bytes, offer["full_bytes"], old.version, new.version, new.root)
 
     def publish(self) -> int:
@@ -228,78 +219,127 @@ class Repository:
 
         Metadata that did not change is signed again too, so a publish renews what expires soon.
         """
-        snapshot = self._load("snapshot", Snapshot)
-        return self._sign_snapshot(snapshot.signed.version + 1, self._newest("targets"))
+        snapshot = self._files.load("snapshot", Snapshot)
+        return self._files.sign_snapshot(snapshot.signed.version + 1)
+
+    def renew(self, role: str) -> int:
+        """Sign ``targets`` or a model's role again, unchanged, for another life; then publish it.
+
+        Raises:
+            ConfigError: there is no such role, or too few of its keys are here.
+        """
+        if role != "targets" and role not in self._files.delegated():
+            raise ConfigError(f"{role}: expected targets or a model with keys of its own")
+        version = self._files.next_version(role)
+        self._files.write(role, self._files.load(role, Targets), version)
+        self.publish()
+        return version
+
+    def delegate(
+        self, model: str, n_keys: int = 1, threshold: int = 1, life_days: int | None = None
+    ) -> int:
+        """Hand a model to new keys, and publish; returns the version of the timestamp.
+
+        ``threshold`` of the ``n_keys`` keys must sign its releases from now on, and the targets key
+        signs none of them any more.  Only the targets key can do this.
+
+        Raises:
+            ConfigError: the model has keys of its own, or the numbers make no sense.
+        """
+        delegate(self._files, model, n_keys, threshold, life_days)
+        return self.publish()
+
+    def undelegate(self, model: str, *, drop: bool = False) -> int:
+        """Take a model back from its keys, and publish; returns how many targets were kept.
+
+        ``drop`` forgets what those keys had signed; devices that follow the model then stay as they
+        are (``release_refused``) until the model is released again.
+
+        Raises:
+            ConfigError: the model has no keys of its own, or what they signed is not whole.
+        """
+        n_kept = undelegate(self._files, model, drop=drop)
+        self.publish()
+        return n_kept
 
     def rotate(self, role: str) -> int:
-        """Give ``role`` new keys and return the version of the root that says so.
+        """Give ``role`` new keys; returns the version of the metadata that says so.
+
+        That is the root, or for the role of a model ``targets``.
 
         A new root is signed by a threshold of the old root's keys and, for the root itself, of the
         new ones.  What the role signed before is signed again, so nothing is unverifiable.
 
         Raises:
-            ConfigError: too few root keys are here.
+            ConfigError: too few root keys are here, or there is no such role.
         """
-        metadata = self._load("root", Root)
+        if role not in ROLES:
+            version = rotate_delegated(self._files, role)
+            self.publish()
+            return version
+        metadata = self._files.load("root", Root)
         root = metadata.signed
-        signers = load_keys(self._keys_dir, "root")
+        signers = load_keys(self.keys_dir, "root")
         held = {signer.public_key.keyid for signer in signers}
         entry = root.roles["root"]
         if len(held & set(entry.keyids)) < entry.threshold:
             raise ConfigError(
-                f"expected {entry.threshold} of the root's keys in {self._keys_dir}, "
+                f"expected {entry.threshold} of the root's keys in {self.keys_dir}, "
                 f"got {len(held & set(entry.keyids))}; put them there for this one command"
             )
         n_keys = len(root.roles[role].keyids)
-        retire_keys(self._keys_dir, role)
-        new = create_role_keys(self._keys_dir, role, n_keys)
+        retire_keys(self.keys_dir, role)
+        new = create_role_keys(self.keys_dir, role, n_keys)
         for keyid in list(root.roles[role].keyids):
             root.revoke_key(keyid, role)
         for signer in new:
             root.add_key(signer.public_key, role)
         root.version += 1
-        root.expires = _until(ROOT_LIFE)
+        root.expires = until(ROOT_LIFE)
         metadata.signatures.clear()
         for signer in signers + (new if role == "root" else []):
             metadata.sign(signer, append=True)
         name = f"{root.version}.root.json"
         self._disk.replace(self._metadata_dir / name, metadata.to_bytes())
         if role == "targets":
-            self._write("targets", self._load("targets", Targets), self._next_targets_version())
+            targets = self._files.load("targets", Targets)
+            self._files.write("targets", targets, self._files.next_version("targets"))
         self.publish()
         return root.version
 
     def keys(self) -> dict[str, dict[str, Any]]:
         """Describe the keys of each role: which sign, and how many must."""
-        root = self._load("root", Root).signed
+        root = self._files.load("root", Root).signed
+        entries = {role: root.roles[role] for role in ROLES} | self._files.delegated()
         return {
-            role: {"threshold": root.roles[role].threshold, "keys": root.roles[role].keyids}
-            for role in ROLES
+            role: {"threshold": entry.threshold, "keys": entry.keyids}
+            for role, entry in entries.items()
         }
 
     def notice(self) -> bytes:
         """Return the notice to retain: what is published, not what was only added."""
-        targets = self._load("targets", Targets, self._published_targets_version())
+        targets = self._files.everything(self._files.published())
         models = {
-            name: parse_channel(targets.signed.targets[channel_target(name)].custom, name)
-            for name in model_names(targets.signed)
+            name: parse_channel(targets.targets[channel_target(name)].custom, name)
+            for name in model_names(targets)
         }
-        return encode_notice(self._load("timestamp", Timestamp).signed.version, models)
+        return encode_notice(self._files.load("timestamp", Timestamp).signed.version, models)
 
     def status(self) -> dict[str, Any]:
         """Describe the repository: versions, expiry, releases, and what is not published yet."""
         roles = {}
-        for role in ROLES:
-            signed = self._read(role).signed
+        for role in self._files.all_roles():
+            signed = self._files.read(role).signed
             left = signed.expires - datetime.now(UTC)
             roles[role] = {
                 "version": signed.version,
                 "expires": signed.expires.isoformat(),
                 "days_left": left.days,
             }
-        targets = self._load("targets", Targets).signed
+        targets = self._files.everything()
         models = {
             name: {
+                "signed_by": self._files.owner(name),
                 "current": self._custom(targets, channel_target(name))["version"],
                 "releases": releases_of(targets, name),
                 "deltas": deltas_of(targets, name),
@@ -310,7 +350,7 @@ class Repository:
             "name": self.name,
             "roles": roles,
             "models": models,
-            "is_published": self._newest("targets") == self._published_targets_version(),
+            "is_published": self._files.is_published(),
         }
 
     # Payloads.
@@ -432,62 +472,3 @@ class Repository:
         if info is None:
             raise ConfigError(f"{target}: not in this repository; release it first")
         return dict(info.custom or {})
-
-    def _sign_snapshot(self, version: int, targets_version: int) -> int:
-        meta = {"targets.json": MetaFile(targets_version)}
-        snapshot = Snapshot(version=version, expires=_until(SNAPSHOT_LIFE), meta=meta)
-        self._write("snapshot", Metadata(snapshot), version)
-        timestamp = Timestamp(
-            version=version,
-            expires=_until(TIMESTAMP_LIFE),
-            snapshot_meta=MetaFile(version),
-            # Devices without a clock take it as a moment that has passed.
-            unrecognized_fields={"issued": int(datetime.now(UTC).timestamp())},
-        )
-        self._write("timestamp", Metadata(timestamp), version)
-        return version
-
-    def _published_targets_version(self) -> int:
-        meta: MetaFile = self._load("snapshot", Snapshot).signed.meta["targets.json"]
-        return meta.version
-
-    def _next_targets_version(self) -> int:
-        """Return the version that ``publish`` will show; the same until it has."""
-        return self._published_targets_version() + 1
-
-    def _newest(self, role: str) -> int:
-        versions = [
-            int(path.name.split(".")[0]) for path in self._metadata_dir.glob(f"*.{role}.json")
-        ]
-        if not versions:
-            raise ConfigError(f"{self._metadata_dir}: expected {role} metadata, found none")
-        return max(versions)
-
-    def _load(self, role: str, kind: type[T], version: int | None = None) -> Metadata[T]:
-        metadata = self._read(role, version)
-        if not isinstance(metadata.signed, kind):
-            raise ConfigError(f"{self._metadata_dir}: expected {role} metadata as {role}.json")
-        return metadata
-
-    def _read(self, role: str, version: int | None = None) -> Metadata[Any]:
-        name = f"{role}.json"
-        if role != "timestamp":
-            name = f"{version or self._newest(role)}.{name}"
-        try:
-            return Metadata.from_file(str(self._metadata_dir / name))
-        except (RepositoryError, OSError) as err:
-            raise ConfigError(f"{self._metadata_dir / name}: {err}") from err
-
-    def _write(self, role: str, metadata: Metadata[Any], version: int = 1) -> None:
-        if role == "targets":
-            metadata.signed.expires = _until(TARGETS_LIFE)
-        metadata.signed.version = version
-        metadata.signatures.clear()
-        for signer in load_keys(self._keys_dir, role):
-            metadata.sign(signer, append=True)
-        name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
-        self._disk.replace(self._metadata_dir / name, metadata.to_bytes())
-
-
-def _until(life: timedelta) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + life

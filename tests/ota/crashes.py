@@ -98,8 +98,8 @@ def slot_scene(path: Path) -> Scene:
     return Scene(fleet, recorder, frozenset({verify_directory(fleet.old).root, new}), new)
 
 
-def in_place_scene(path: Path) -> Scene:
-    """A device with 1.1.0 in a slot, and no room for a second one, takes 1.2.0."""
+def in_place_fleet(path: Path) -> Fleet:
+    """Make a fleet with 1.2.0, and ``path/device`` that runs 1.1.0 from a slot."""
     fleet = make_fleet(path / "fleet", rate=SPARSE, shape=WIDE)
     device = path / "device"
     device.mkdir()
@@ -113,10 +113,16 @@ def in_place_scene(path: Path) -> Scene:
     fleet.repo.add_release(newest)
     fleet.repo.add_delta("1.1.0", "1.2.0")
     fleet.repo.publish()
+    return fleet
+
+
+def in_place_scene(path: Path) -> Scene:
+    """A device with 1.1.0 in a slot, and no room for a second one, takes 1.2.0."""
+    fleet, device = in_place_fleet(path), path / "device"
     recorder = Recorder(device)
     agent = update(device, fleet, recorder, NO_ROOM)
     assert agent.n_quiesced == 1, "the update was not in place"
-    new = verify_directory(newest).root
+    new = verify_directory(path / "newest").root
     roots = frozenset({verify_directory(fleet.new).root, new})
     return Scene(fleet, recorder, roots, new, NO_ROOM)
 

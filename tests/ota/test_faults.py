@@ -1,188 +1,86 @@
-"""Named faults: each update ends committed or in a typed state, what runs is whole, and none loops.
+"""The table of faults, its quick form: all that needs no broker, a sample of links and of disks.
 
-Each row is (name, how the fault is made, how the first run ends, whether the next one without the
-fault must commit).  Faults of brokers and sockets are in ``device/test_mqtt_source.py``.
+``make faults`` runs all of it, each call of the disk included.
 """
 
-import errno
-import shutil
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-import ota.device.tuf_client as tuf_client
-from ota.clock import BUILD_TIME
-from ota.device.dir_source import DirSource
-from ota.device.store import Store
-from ota.device.updater import Board, Updater, Verdict
-from ota.errors import UpdateError
-from ota.storage import Disk, verify_directory
-from tests.ota import faults
-from tests.ota.fakes import FailingDisk, ScriptedAgent
-from tests.ota.faults import Faulty, Shuffled, in_metadata, payload_only
+from ota.errors import StorageReadOnly
+from tests.brokers import mosquitto_path
+from tests.ota import faults_of_disks
+from tests.ota.fault_table import BEGIN, END, faults, markdown, run_fault
+from tests.ota.harness import REPO_ROOT, make_fleet
+from tests.ota.lab import GAVE_UP, WAITS, Lab, budget_of
+from tests.ota.models import Shape
 
-OK = "committed"
-PAYLOADS = {
-    "chunks lost for good": (faults.vanished, "object_missing"),
-    "chunks truncated": (faults.truncated, "no_payload"),
-    "chunks empty": (faults.empty, "no_payload"),
-    "chunks too long": (faults.longer, "no_payload"),
-    "chunks of other bytes": (faults.flipped, "no_payload"),
-    "chunks for another place": (faults.elsewhere, "no_payload"),
-    "first answer of each chunk is wrong": (faults.first_is_wrong, OK),
-}
-METADATA = {
-    "endless": (faults.endless, {"transport_failed"}),
-    "no JSON": (faults.no_json, {"untrusted_metadata"}),
-    "cut off": (faults.cut, {"untrusted_metadata"}),
-    "missing": (faults.missing, {"transport_failed", "object_missing"}),
-}
-DISKS = {
-    "full": (errno.ENOSPC, "storage_full"),
-    "broken": (errno.EIO, "storage_failed"),
-    "read-only": (errno.EROFS, "storage_read_only"),
-}
-CLOCKS = {
-    "1970": datetime(1970, 1, 1, tzinfo=UTC),
-    "2099": datetime(2099, 1, 1, tzinfo=UTC),
-    "a day before the build": BUILD_TIME - timedelta(days=1),
-}
+TABLE = {f"{fault.group}: {fault.name}": fault for fault in faults()}
+QUICK_LINKS = (
+    "link: reset in a pull, MQTT 5",
+    "link: half-open in a pull, MQTT 3.1.1",
+    "link: broker killed, no sessions kept",
+    "link: broker restarted, sessions kept, MQTT 3.1.1",
+    "link: server's connection reset",
+    "link: answers reordered",
+    "link: slow loris: a byte an answer",
+)
+STRIDES = {"slot": 9, "in_place": 61}  # of the calls of an update
 
 
-class Device:
-    def __init__(self, path, fleet):
-        self.path, self.fleet = path, fleet
-
-    def run(self, source=None, disk=None):
-        """Run one worker's life and return how it ended."""
-        agent = ScriptedAgent(Verdict(True))
-        disk = disk or Disk()
-        try:
-            Updater(
-                self.path,
-                Store(self.path, self.fleet.old, disk),
-                source or DirSource(self.fleet.repo.path),
-                disk,
-                self.fleet.root_file.read_bytes(),
-                Board("test-board", "0.1.0"),
-                agent,
-            ).run()
-        except UpdateError as err:  # at its very start: the worker reports it
-            return err.code
-        self.whole()
-        end = agent.said[-1]
-        return end["code"] if end["event"] == "failed" else end["event"]
-
-    def whole(self):
-        return verify_directory(Store(self.path, self.fleet.old).active()).version
+@pytest.fixture(scope="module")
+def big_fleet(tmp_path_factory):
+    """A payload of a megabyte, so that something can happen in the middle of it."""
+    return make_fleet(tmp_path_factory.mktemp("big"), 0.5, Shape(4, 32 * 2000))
 
 
-@pytest.fixture
-def device(tmp_path, fleet):
-    return Device(tmp_path / "device", fleet)
+@pytest.mark.parametrize("name", [n for n, fault in TABLE.items() if fault.group != "link"])
+def test_a_fault_ends_committed_or_typed_and_heals(tmp_path, fleet, name):
+    run_fault(TABLE[name], tmp_path / "lab", fleet)
 
 
-def recovers(device):
-    assert device.run() in (OK, "up_to_date")
-    assert device.whole() == "1.1.0"
+@pytest.mark.system
+@pytest.mark.parametrize("name", QUICK_LINKS)
+def test_a_fault_of_the_link(tmp_path, big_fleet, name):
+    if mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed")
+    run_fault(TABLE[name], tmp_path / "lab", big_fleet)
 
 
-@pytest.mark.parametrize("fault", sorted(PAYLOADS))
-def test_payload(device, fleet, fault):
-    change, end = PAYLOADS[fault]
-    source = Faulty(fleet.repo.path, payload_only(change))
-    assert device.run(source) == end
-    assert source.n_answers < 200
-    recovers(device)
+@pytest.mark.parametrize("strategy", sorted(faults_of_disks.STRATEGIES))
+def test_a_disk_that_refuses_a_call(tmp_path, strategy):
+    """Once, or from then on; full, broken or read-only; every call in turn gets one of them."""
+    fleet = faults_of_disks.STRATEGIES[strategy](tmp_path / "fleet" / "of")
+    ways = [(name, stays) for name in faults_of_disks.ERRORS for stays in (True, False)]
+    n_calls = faults_of_disks.count_calls(tmp_path / "count", fleet, strategy)
+    assert n_calls > 100
+    finals = set()
+    for number, at in enumerate(range(0, n_calls, STRIDES[strategy] // 3)):
+        name, stays = ways[number % len(ways)]
+        _, final, _ = faults_of_disks.check_call(
+            tmp_path / f"at{at}", fleet, strategy, name, at, stays=stays
+        )
+        finals.add(final)
+    assert {GAVE_UP, WAITS} <= finals
 
 
-@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
-@pytest.mark.parametrize("fault", sorted(METADATA))
-def test_metadata(device, fleet, fault, role):
-    change, ends = METADATA[fault]
-    source = Faulty(fleet.repo.path, in_metadata(role, change))
-    assert device.run(source) in ends
-    assert source.n_answers < 100  # 5 MB of targets is the longest that is read
-    recovers(device)
+def test_a_laboratory_finds_a_loop(tmp_path, fleet, monkeypatch):
+    """A failure that is never counted would come back for ever."""
+    monkeypatch.setattr("ota.device.updater.retry_after_s", lambda *_: 1.0)
+    lab = Lab(tmp_path / "lab", fleet)
+    with ExitStack() as stack:
+        TABLE["trust: timestamp expired"].make(lab, stack)
+        with pytest.raises(AssertionError, match="it loops"):
+            lab.until_final()
 
 
-def test_chunks_reordered_and_repeated(device, fleet):
-    assert device.run(Shuffled(fleet.repo.path)) == OK
+def test_a_lasting_failure_gives_up_after_its_budget():
+    assert budget_of("object_missing") == 13
+    assert budget_of("no_payload") == budget_of(StorageReadOnly.code) == 1
 
 
-@pytest.mark.parametrize("every", [2, 3, 7])
-def test_a_connection_that_is_reset_every_few_answers(device, fleet, every):
-    source = Faulty(fleet.repo.path, faults.broken_now_and_then(every))
-    ends = [device.run(source) for _ in range(4)]
-    assert set(ends) <= {"transport_failed", OK, "up_to_date"}
-    recovers(device)
-
-
-def test_nobody_answers(device, fleet):
-    assert device.run(Faulty(fleet.repo.path, faults.gone)) == "transport_failed"
-    recovers(device)
-
-
-@pytest.mark.parametrize("at", [0, 2, 5, 9, 14, 20, 26])
-@pytest.mark.parametrize("fault", sorted(DISKS))
-def test_disk(device, fault, at):
-    error, code = DISKS[fault]
-    assert device.run(disk=FailingDisk(at, error)) in {code, OK}
-    recovers(device)
-
-
-@pytest.mark.parametrize("fault", sorted(CLOCKS))
-def test_clock(device, monkeypatch, fault):
-    set_clock(monkeypatch, CLOCKS[fault])
-    assert device.run() == OK
-
-
-def test_clock_jumps_backwards_between_two_runs(device, fleet, monkeypatch):
-    assert device.run(Faulty(fleet.repo.path, payload_only(faults.vanished))) == "object_missing"
-    set_clock(monkeypatch, datetime(1999, 1, 1, tzinfo=UTC))
-    assert device.run() == OK
-
-
-def test_metadata_that_has_expired_by_a_believable_clock(device, monkeypatch):
-    set_clock(monkeypatch, datetime.now(UTC) + timedelta(days=400))
-    assert device.run() == "metadata_expired"
-    monkeypatch.undo()
-    recovers(device)
-
-
-def test_metadata_of_another_repository(device, fleet, tmp_path):
-    from ota.fleet.repository import Repository
-
-    Repository.create(tmp_path / "other", "other", None)
-    assert device.run(DirSource(tmp_path / "other")) == "untrusted_metadata"
-    recovers(device)
-
-
-def test_metadata_mixed_from_two_moments(device, fleet, tmp_path):
-    mixed = tmp_path / "mixed"
-    shutil.copytree(fleet.repo.path, mixed)
-    shutil.copy(mixed / "metadata/1.snapshot.json", mixed / "metadata/2.snapshot.json")
-    assert device.run(DirSource(mixed)) == "untrusted_metadata"
-    recovers(device)
-
-
-def test_stale_metadata_after_newer(device, fleet, tmp_path):
-    from ota.fleet.repository import Repository
-
-    newer = tmp_path / "newer"
-    shutil.copytree(fleet.repo.path, newer)
-    Repository.open(newer).publish()
-    gone = Faulty(newer, payload_only(faults.vanished))
-    assert device.run(gone) == "object_missing"
-    shutil.rmtree(device.path / "ota" / "tuf")
-    assert device.run() == "untrusted_metadata"  # the record outlives the files
-    assert device.run(DirSource(newer)) == OK
-
-
-def set_clock(monkeypatch, moment):
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return moment.astimezone(tz)
-
-    monkeypatch.setattr(tuf_client, "datetime", Clock)
+def test_the_document_shows_the_table():
+    text = (Path(REPO_ROOT) / "docs" / "updates.md").read_text()
+    shown = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert shown == markdown(), "python -m tests.ota.fault_table --markdown"

@@ -1,7 +1,11 @@
 import queue
+import threading
 
 import pytest
 
+import ota.mqtt
+from bench.slow_link import Cut, SlowLink
+from bench.slow_link import Link as LinkShape
 from ota.errors import ConfigError, TransportError
 from ota.mqtt import Broker, Link, Tls
 from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
@@ -91,3 +95,23 @@ def test_tls_verifies_the_broker(mosquitto):
         stranger.open()
     with pytest.raises(ConfigError, match="mqtt tls"):
         Tls("/nowhere/ca.pem").context()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("how", list(Cut))
+def test_a_link_that_dies_comes_back_and_says_so(mosquitto, monkeypatch, how):
+    """Reset, closed, or silently gone: it is up again, subscribed, within two keepalives."""
+    monkeypatch.setattr(ota.mqtt, "KEEPALIVE_S", 1)
+    inbox, again = queue.Queue(), threading.Semaphore(0)
+    with SlowLink((mosquitto.host, mosquitto.port), LinkShape(1e9, 0.0, 0.0)) as proxy:
+        link = Link(
+            Broker("127.0.0.1", proxy.port), "x", ["t"], inbox.put, on_connected=again.release
+        )
+        link.open()
+        assert again.acquire(timeout=10) and link.is_up
+        proxy.cut(how)
+        assert again.acquire(timeout=30) and link.is_up
+        link.publish("t", b"after", qos=1).wait_for_publish(10)
+        assert inbox.get(timeout=10).payload == b"after"
+        link.close()
+    assert not link.is_up

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ota.errors
-from ota.retry import CLASSES, RULES, RetryClass, class_of, retry_after_s
+from ota.retry import CLASSES, RULES, RetryClass, class_of, retry_after_s, uncounted_after_s
 
 CODES = {
     kind.code
@@ -30,3 +30,10 @@ def test_waits_grow_up_to_the_longest_and_end_with_the_budget(code):
 def test_jitter_keeps_between_half_and_the_whole_of_a_step(code, attempt, draw):
     wait, whole = retry_after_s(code, attempt, draw), retry_after_s(code, attempt, 1)
     assert wait is whole is None or whole / 2 <= wait <= whole
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_what_cannot_be_counted_waits_the_longest_from_the_first_time_on(code):
+    rule = RULES[class_of(code)]
+    wait = uncounted_after_s(code, 0.5)
+    assert wait == (None if rule.budget == 0 else rule.longest_s * 0.75)

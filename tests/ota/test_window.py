@@ -82,3 +82,16 @@ def test_the_bounds_hold_whatever_happens(events):
         assert 1 <= window.n_requests <= MAX_WINDOW
         assert MIN_PIECE_BYTES <= window.piece_bytes <= LIMIT
         assert FIRST_WAIT_S <= window.wait_s <= MAX_WAIT_S
+
+
+def test_a_path_that_became_slow_is_not_asked_twice_for_everything():
+    """Answers to repeated requests tell no time: waits grow until one does."""
+    window = Window(LIMIT)
+    first_s = window.wait_s
+    window.lost(1, 1)
+    window.answered(5.0, was_repeated=True)
+    assert window.wait_s == 2 * first_s
+    window.lost(2, 2)
+    assert window.wait_s == 4 * first_s
+    window.answered(0.1, was_repeated=False)
+    assert window.wait_s == first_s

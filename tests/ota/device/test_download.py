@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from ota.device.download import MAX_BAD_CHUNKS, Download
-from ota.errors import ObjectMissing, PayloadMismatch, StorageError, StorageFull
-from ota.storage import Disk
+from ota.device.download import MAX_BAD_CHUNKS, SYNC_BYTES, Download
+from ota.device.mqtt_source import IN_FLIGHT_BYTES
+from ota.errors import ObjectMissing, PayloadMismatch, StorageError, StorageFull, TransportError
+from ota.storage import Calls, Disk
 from ota.trust import Payload
 from tests.ota.fakes import FailingDisk, MemorySource
 
@@ -128,4 +129,66 @@ def test_a_disk_that_fails_at_any_write_gives_a_typed_error_and_goes_on_later(
         with pytest.raises(StorageFull if error == errno.ENOSPC else StorageError):
             download(source, path, FailingDisk(fail_at, error)).run()
         download(source, path).run()
+        assert path.read_bytes() == DATA
+
+
+def test_only_what_is_in_the_file_counts_as_progress(source, tmp_path):
+    """The list of chunks comes each time; it brings a payload that never comes no nearer."""
+    whole = source.objects.pop(NAME)
+    attempt = download(source, tmp_path / "p")
+    with pytest.raises(ObjectMissing):
+        attempt.run()
+    assert attempt.fetched_bytes == len(HASHES) and attempt.kept_bytes == 0
+    source.objects[NAME] = whole
+    attempt = download(source, tmp_path / "p")
+    attempt.run()
+    assert attempt.kept_bytes == len(DATA)
+    assert attempt.fetched_bytes == len(DATA) + len(HASHES)
+
+
+class Forgetful(Calls):
+    """Forgets at ``power_cut`` whatever was written since the last sync."""
+
+    def __init__(self):
+        self.unsynced = []
+        self.most_bytes = 0
+
+    def write(self, fd, data, offset):
+        self.unsynced.append((offset, len(data)))
+        self.most_bytes = max(self.most_bytes, sum(length for _, length in self.unsynced))
+        return super().write(fd, data, offset)
+
+    def sync(self, fd):
+        self.unsynced.clear()
+
+    def power_cut(self, path):
+        with path.open("r+b") as file:
+            for offset, length in self.unsynced:
+                file.seek(offset)
+                file.write(bytes(length))
+
+
+def test_a_power_cut_costs_at_most_a_mebibyte(tmp_path, monkeypatch):
+    """At any moment: what was not synced, and what was asked for over the network."""
+    assert SYNC_BYTES + IN_FLIGHT_BYTES <= 1 << 20
+    monkeypatch.setattr("ota.device.download.SYNC_BYTES", 4 * CHUNK)
+    for last in range(1, 11):
+        source = MemorySource({NAME: DATA, f"{NAME}.chunks": HASHES})
+        calls, path = Forgetful(), tmp_path / f"p{last}"
+        fetch = source.fetch
+
+        def breaking(name, offset, length, *, fetch=fetch, last=last):
+            if offset == last * CHUNK:
+                raise TransportError("the power is gone")
+            return fetch(name, offset, length)
+
+        source.fetch = breaking
+        with pytest.raises(TransportError):
+            download(source, path, Disk(calls)).run()
+        calls.power_cut(path)
+        source.fetch = fetch
+        source.asked.clear()
+        download(source, path).run()
+        again = [offset for offset in offsets_asked(source) if offset < last * CHUNK]
+        assert len(again) * CHUNK <= calls.most_bytes <= 4 * CHUNK
         assert path.read_bytes() == DATA

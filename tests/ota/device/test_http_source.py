@@ -1,5 +1,6 @@
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -139,6 +140,33 @@ def test_a_server_that_says_nothing_and_one_that_drips_are_given_up(monkeypatch)
         with pytest.raises(TransportError, match="not whole within"):
             source.fetch("targets/data", 0, 1000)
         stop.set()
+
+
+def test_the_head_of_an_answer_may_not_drip_either(monkeypatch):
+    monkeypatch.setattr(http_source, "PATIENCE_S", 0.3)
+    stop = threading.Event()
+
+    def serve(listening):
+        while not stop.is_set():
+            try:
+                peer, _ = listening.accept()
+            except OSError:
+                return
+            with peer, suppress(OSError):
+                peer.sendall(b"HTTP/1.1 206 OK\r\nX: ")
+                while not stop.wait(0.02):
+                    peer.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        source = HttpSource(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(TransportError):
+            source.fetch("targets/data", 0, 5)
+        stop.set()
+        source.close()
+        socket.create_connection(listening.getsockname()).close()  # wakes accept
+        thread.join()
 
 
 def test_a_cancel_ends_a_transfer():

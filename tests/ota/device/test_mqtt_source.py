@@ -201,3 +201,83 @@ def test_a_half_open_connection_is_given_up(mosquitto, repo, monkeypatch):
         link.freeze()
         with pytest.raises(TransportError, match="nobody answered"):
             list(pieces)
+
+
+def test_a_short_object_says_nothing_about_how_long_a_piece_may_be(mosquitto, repo):
+    """Metadata of a few hundred bytes comes before every payload."""
+    (repo / "targets" / "short").write_bytes(b"x" * 400)
+    with responding(mosquitto, repo) as answering, source(mosquitto) as pulling:
+        assert pulling.fetch("targets/short", 0, CHUNK_BYTES).data == b"x" * 400
+        before = answering.n_answers
+        list(pulling.pull("targets/data", ranges(len(DATA), CHUNK_BYTES)))
+        assert answering.n_answers - before == len(ranges(len(DATA), CHUNK_BYTES))
+
+
+def test_pieces_that_lie_behind_the_end_of_an_object_are_none(mosquitto, repo):
+    """A path that took only small pieces before: most of a range is then behind the end."""
+    (repo / "targets" / "short").write_bytes(b"x" * 400)
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pulling._learnt = window.Window(1024)
+        for _ in range(2):
+            piece = pulling.fetch("targets/short", 0, CHUNK_BYTES)
+            assert (piece.data, piece.total) == (b"x" * 400, 400)
+        assert pulling.fetch("targets/data", len(DATA) - 1024, 5000).data == DATA[-1024:]
+        with pytest.raises(TransportError, match="416"):
+            pulling.fetch("targets/short", 401, 10)
+
+
+def test_an_answer_that_hides_the_middle_of_a_range_is_an_error(mosquitto, repo, monkeypatch):
+    answer = Responder._answer
+
+    def hiding(self, request):
+        if request.offset == 2048:
+            return Response(request.id, 416, request.offset, 0, b"")
+        return answer(self, request)
+
+    monkeypatch.setattr(Responder, "_answer", hiding)
+    with responding(mosquitto, repo), source(mosquitto) as pulling:
+        pulling._learnt = window.Window(1024)
+        with pytest.raises(TransportError, match="a part is missing"):
+            pulling.fetch("targets/data", 0, 4096)
+
+
+def test_a_flood_of_strangers_does_not_hide_silence(mosquitto, monkeypatch):
+    """Nobody answers, and somebody fills our topic without a pause."""
+    monkeypatch.setattr(mqtt_source, "PATIENCE_S", 1.0)
+    noise = Link(Broker(mosquitto.host, mosquitto.port), "noise", [], lambda _: None)
+    noise.open()
+    is_over = threading.Event()
+
+    def flood():
+        while not is_over.is_set():
+            noise.publish(reply_topic("tests", "dev1"), bytes(100), qos=1).wait_for_publish(5)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        with source(mosquitto) as pulling, pytest.raises(TransportError, match="nobody answered"):
+            pulling.fetch("targets/data", 0, 4)
+    finally:
+        is_over.set()
+        flooding.join()
+        noise.close()
+
+
+def test_what_is_on_its_way_is_bounded_in_bytes(mosquitto, repo, monkeypatch):
+    """A cut costs what was asked for; many long requests are not asked for at once."""
+    monkeypatch.setattr(mqtt_source, "IN_FLIGHT_BYTES", 3 * CHUNK_BYTES)
+    most = 0
+
+    class Watching(MqttSource):
+        def _next_response(self, waiting):
+            nonlocal most
+            most = max(most, sum(entry.request.length for entry in waiting.values()))
+            return super()._next_response(waiting)
+
+    with (
+        responding(mosquitto, repo),
+        Watching(Broker(mosquitto.host, mosquitto.port), "tests", "dev1") as pulling,
+    ):
+        pieces = list(pulling.pull("targets/data", ranges(len(DATA), CHUNK_BYTES)))
+    assert b"".join(piece.data for piece in sorted(pieces, key=by)) == DATA
+    assert most == 3 * CHUNK_BYTES

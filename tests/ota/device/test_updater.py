@@ -26,7 +26,7 @@ from ota.errors import (
     UntrustedMetadata,
     WrongHardware,
 )
-from ota.fleet.keys import create_keys, load_key
+from ota.fleet.keys import create_keys, load_keys
 from ota.fleet.repository import Repository
 from ota.storage import Disk, read_release, verify_directory
 from ota.trust import delta_target, full_target
@@ -272,7 +272,7 @@ def test_metadata_signed_with_another_key_is_refused(own_device, tmp_path):
     path = repo.path / "metadata" / "timestamp.json"
     metadata = Metadata.from_file(str(path))
     metadata.signed.version += 1
-    metadata.sign(load_key(tmp_path / "mallory", "timestamp"))
+    metadata.sign(load_keys(tmp_path / "mallory", "timestamp")[0])
     path.write_bytes(metadata.to_bytes())
     assert isinstance(own_device.run(), UntrustedMetadata)
     assert own_device.last["code"] == "untrusted_metadata"
@@ -284,7 +284,7 @@ def test_expired_metadata_is_refused_by_name(own_device):
     path = repo.path / "metadata" / "timestamp.json"
     metadata = Metadata.from_file(str(path))
     metadata.signed.expires -= datetime.timedelta(days=4000)
-    metadata.sign(load_key(repo.path / "keys", "timestamp"))
+    metadata.sign(load_keys(repo.path / "keys", "timestamp")[0])
     path.write_bytes(metadata.to_bytes())
     assert isinstance(own_device.run(), ExpiredMetadata)
     assert "edgeota publish" in own_device.last["message"]

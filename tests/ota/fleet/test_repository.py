@@ -93,7 +93,7 @@ def test_a_delta_needs_two_released_models(repo, old, new):
 
 def test_a_version_can_be_made_again_from_its_full_image(repo, old):
     repo.add_release(old)
-    targets = repo._load("targets", Targets).signed
+    targets = repo._files.load("targets", Targets).signed
     with repo._model_dir(targets, "1.0.0", None) as path:
         assert verify_directory(path).root == verify_directory(old).root
 

@@ -19,6 +19,7 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         WrongBase             the delta is for another base
         DeltaFormatError      the container breaks its own rules
         ReleaseFormatError    release.json breaks its own rules
+      ExampleFailed         a model does not answer its release's own examples
       StorageError          the disk failed
         StorageFull
         StorageReadOnly
@@ -140,6 +141,13 @@ class ReleaseFormatError(PayloadError):
     """release.json breaks its own rules."""
 
     code = "release_format"
+
+
+class ExampleFailed(UpdateError):
+    """A model does not answer its release's own examples."""
+
+    code = "health_example"
+    exit_code = EX_DATAERR
 
 
 class StorageError(UpdateError):

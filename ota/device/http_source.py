@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urljoin, urlsplit
 
 from ota.device.source import Piece, Source
-from ota.errors import Cancelled, ConfigError, ObjectMissing, TransportError
+from ota.errors import (
+    Cancelled,
+    ConfigError,
+    NameUnknown,
+    ObjectMissing,
+    TlsFailed,
+    TransportError,
+)
 
 TIMEOUT_S = 15.0  # silence on the line; a slow cellular link answers in 5
 PATIENCE_S = 120.0  # one response as a whole: 64 KiB at 5 kbit/s
@@ -184,7 +192,10 @@ class _Errors:
         self._source.close()
         if isinstance(error, (OSError, http.client.HTTPException, ValueError)):
             what = str(error) or type(error).__name__
-            raise TransportError(f"{self._name}: {what}; is the server running?") from error
+            kind = TransportError
+            if isinstance(error, (socket.gaierror, ssl.SSLCertVerificationError)):
+                kind = NameUnknown if isinstance(error, socket.gaierror) else TlsFailed
+            raise kind(f"{self._name}: {what}; is the server running?") from error
 
 
 def _position(name: str, response: http.client.HTTPResponse) -> tuple[int, int]:

@@ -1,8 +1,11 @@
 import queue
+import socket
+import threading
+from contextlib import contextmanager
 
 import pytest
 
-from ota.errors import ConfigError, TransportError
+from ota.errors import BrokerRefused, ConfigError, NameUnknown, TlsFailed, TransportError
 from ota.mqtt import Broker, Link, Tls
 from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
 from tests.certificates import encrypt
@@ -91,3 +94,38 @@ def test_tls_verifies_the_broker(mosquitto):
         stranger.open()
     with pytest.raises(ConfigError, match="mqtt tls"):
         Tls("/nowhere/ca.pem").context()
+
+
+@contextmanager
+def server(answer):
+    """A server that sends ``answer`` to whatever it gets first."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join()
+
+
+def refusal_of(kind, broker):
+    link = Link(broker, "x", ("t",), lambda _: None)
+    with pytest.raises(kind) as caught:
+        link.open()
+    link.close()
+    return caught.value.code
+
+
+def test_who_must_act_decides_the_kind_of_refusal():
+    with server(b"\x20\x02\x00\x05") as port:  # CONNACK: not authorised
+        broker = Broker("127.0.0.1", port, protocol="3.1.1")
+        assert refusal_of(BrokerRefused, broker) == "broker_refused"
+    with server(b"this is no TLS record, whatever it is") as port:
+        assert refusal_of(TlsFailed, Broker("127.0.0.1", port, tls=Tls())) == "tls_failed"
+    assert refusal_of(NameUnknown, Broker("nowhere.invalid", 1)) == "name_unknown"

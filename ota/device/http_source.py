@@ -193,8 +193,10 @@ class _Errors:
         if isinstance(error, (OSError, http.client.HTTPException, ValueError)):
             what = str(error) or type(error).__name__
             kind = TransportError
-            if isinstance(error, (socket.gaierror, ssl.SSLCertVerificationError)):
-                kind = NameUnknown if isinstance(error, socket.gaierror) else TlsFailed
+            if isinstance(error, socket.gaierror):
+                kind = NameUnknown
+            elif isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                kind = TlsFailed
             raise kind(f"{self._name}: {what}; is the server running?") from error
 
 

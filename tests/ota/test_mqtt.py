@@ -1,10 +1,11 @@
 import queue
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from ota.device.http_source import HttpSource
 from ota.errors import BrokerRefused, ConfigError, NameUnknown, TlsFailed, TransportError
 from ota.mqtt import Broker, Link, Tls
 from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
@@ -106,7 +107,9 @@ def server(answer):
             with connection:
                 connection.recv(4096)
                 connection.sendall(answer)
-                connection.recv(4096)
+                connection.settimeout(2)
+                with suppress(OSError):
+                    connection.recv(4096)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -127,5 +130,7 @@ def test_who_must_act_decides_the_kind_of_refusal():
         broker = Broker("127.0.0.1", port, protocol="3.1.1")
         assert refusal_of(BrokerRefused, broker) == "broker_refused"
     with server(b"this is no TLS record, whatever it is") as port:
-        assert refusal_of(TlsFailed, Broker("127.0.0.1", port, tls=Tls())) == "tls_failed"
+        source = HttpSource(f"https://127.0.0.1:{port}")
+        with pytest.raises(TlsFailed):
+            source.fetch("metadata/timestamp.json", 0, 1)
     assert refusal_of(NameUnknown, Broker("nowhere.invalid", 1)) == "name_unknown"

@@ -202,7 +202,8 @@ class Engines:
             n_failures = max(self._crashes, self._soak_crashes)
             self._models.revert(f"{n_failures} failures: {reason}")
             self._crashes = self._soak_crashes = 0
-            self._on_change("rolled_back", {"reason": reason})
+            code = "model_damaged" if isinstance(self.failure, ModelError) else "soak_crashes"
+            self._on_change("rolled_back", {"reason": reason, "code": code})
             return
         delay_s = self._backoff.next_s(0.0, random.random())
         end_s = time.monotonic() + delay_s

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
-from edgeagent.errors import EngineError
+from edgeagent.errors import EdgeAgentError, EngineError, ModelError
 
 MIN_SPEED = 0.9
 """Of the old model's tokens a second: less is a kernel or a layout that does not fit this board."""
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 _number = itertools.count()
 
 
+class TrialFailed(EngineError):
+    """A model is not as good as the one in use; ``code`` is one of ``ota.reasons``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 async def prove(
     slot: Path, settings: EngineSettings, timeout_s: float, old: EngineProcess | None
 ) -> EngineProcess:
@@ -39,28 +47,50 @@ async def prove(
         old: the engine in use; None: there is nothing to compare with
 
     Raises:
-        EdgeAgentError: it does not load, a check fails, or it is slower or larger than ``old``.
+        TrialFailed: it does not load, a check fails, or it is slower or larger than ``old``.
     """
-    engine = await EngineProcess.start(slot, settings)
     try:
-        health = await engine.check_health(timeout_s)
-        if not health.ok:
-            raise EngineError("; ".join(health.failed) or "the health suite failed")
+        engine = await EngineProcess.start(slot, settings)
+    except EdgeAgentError as err:
+        code = "health_load" if isinstance(err, ModelError) else "health_start"
+        raise TrialFailed(code, str(err)) from err
+    try:
+        await _check(engine, timeout_s)
         if old is not None:
             _compare_memory(engine, old)
             await _compare_speed(engine, old)
+    except TrialFailed:
+        await engine.kill()
+        raise
+    except EngineError as err:
+        code = "health_crash" if engine.ended.done() else "health_timeout"
+        await engine.kill()
+        raise TrialFailed(code, str(err)) from err
     except BaseException:
         await engine.kill()
         raise
     return engine
 
 
+async def _check(engine: EngineProcess, timeout_s: float) -> None:
+    health = await engine.check_health(timeout_s)
+    if not health.ok:
+        is_answer = bool(health.failed) and all(
+            check.startswith("example") for check in health.failed
+        )
+        raise TrialFailed(
+            "health_example" if is_answer else "health_logits",
+            "; ".join(health.failed) or "the health suite failed",
+        )
+
+
 def _compare_memory(new: EngineProcess, old: EngineProcess) -> None:
     limit_mib = MAX_MEMORY * old.ready.rss_mib
     if old.ready.rss_mib and new.ready.rss_mib > limit_mib:
-        raise EngineError(
+        raise TrialFailed(
+            "health_memory",
             f"memory: expected at most {limit_mib:.0f} MiB, twice the old model's, "
-            f"got {new.ready.rss_mib:.0f}"
+            f"got {new.ready.rss_mib:.0f}",
         )
 
 
@@ -91,9 +121,10 @@ async def _compare_speed(new: EngineProcess, old: EngineProcess) -> None:
         if len(ratios) == SPEED_ROUNDS:
             if statistics.median(ratios) >= MIN_SPEED:
                 return
-            raise EngineError(
+            raise TrialFailed(
+                "health_speed",
                 f"speed: expected at least {MIN_SPEED * best_old:.1f} tokens/s, {MIN_SPEED:g} of "
-                f"the old model's, got {best_new:.1f}"
+                f"the old model's, got {best_new:.1f}",
             )
     log.warning("update.speed_unknown undisturbed_rounds=%d of=%d", len(ratios), SPEED_ROUNDS)
 

@@ -22,7 +22,8 @@ from edgeagent.progress import Progress
 from edgeagent.protocol.commands import parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState, update_refusal, update_response
-from edgeagent.trial import prove
+from edgeagent.trial import TrialFailed, prove
+from ota.reasons import advice_on
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,9 @@ class Updating:
             self._engines.release()
         self.state.release_summary = f"{version}: {BY_REQUEST}"
         self._phase("rolled_back", None)
-        self._outlet.event("rolled_back", {"version": version, "reason": BY_REQUEST})
+        self._outlet.event(
+            "rolled_back", {"version": version, "reason": BY_REQUEST, "code": "rollback_requested"}
+        )
 
     async def _next(self, updater: Updater) -> dict[str, Any] | None:
         """Return the updater's next message, with a beat meanwhile."""
@@ -236,9 +239,14 @@ class Updating:
                 self._beat()
                 await asyncio.wait([proving], timeout=self._progress.wake_s)
             trial = proving.result()
+            if staged.get("root", trial.ready.root) != trial.ready.root:
+                await trial.kill()
+                raise TrialFailed(
+                    "health_root", f"expected root {staged['root']}, got {trial.ready.root}"
+                )
         except EdgeAgentError as err:
             log.warning("update.trial_failed version=%s reason=%r", staged.get("to"), str(err))
-            updater.judge(ok=False, reason=str(err))
+            updater.judge(ok=False, reason=str(err), code=err.code)
             return None
         finally:
             proving.cancel()
@@ -273,7 +281,7 @@ class Updating:
         if event == "rolled_back":
             self.state.release_summary = str(message.get("reason", ""))
             self._phase("rolled_back", None)
-            self._outlet.event("rolled_back", _without_event(message))
+            self._outlet.event("rolled_back", _with_advice(_without_event(message)))
             return self._poll_interval_s
         if event != "failed":
             raise AdapterError(f"updater: expected an event, got {str(message)[:80]}")
@@ -286,12 +294,18 @@ class Updating:
     def _failed(self, reason: str, code: str) -> None:
         self.state.release_summary = reason
         self._phase("failed", None)
-        self._outlet.event("update_failed", {"code": code, "reason": reason})
+        self._outlet.event("update_failed", _with_advice({"code": code, "reason": reason}))
 
     def _phase(self, phase: str, progress: Any) -> None:
         self.state.phase = phase
         self.state.progress = float(progress) if isinstance(progress, int | float) else None
         self._outlet.publish_state(self.state)
+
+
+def _with_advice(data: dict[str, Any]) -> dict[str, Any]:
+    """Add what to do about the code, where there is something to say."""
+    advice = advice_on(str(data.get("code", "")))
+    return data | {"advice": advice} if advice else data
 
 
 def _without_event(message: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
 
     UpdateError
       ConfigError           the operator or the agent asked for something impossible
+        RootMissing           there is no root of trust
       UntrustedMetadata     signature, version or delegation check failed
         ExpiredMetadata       ... because it is too old
       ReleaseRefused        the release is genuine, and not for this device now
@@ -19,13 +20,20 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         WrongBase             the delta is for another base
         DeltaFormatError      the container breaks its own rules
         ReleaseFormatError    release.json breaks its own rules
+      ExampleFailed         a model does not answer its release's own examples
       StorageError          the disk failed
         StorageFull
+          QuotaFull             ... for this user
+          NoRoom                ... for the release and the reserve
+          FileTooLarge          ... for a file of this length in this file system
         StorageReadOnly
         StorageDenied
         FlashBudget           the day's writes are used up
         PatchDamaged          what an update in place keeps is not what was written
       TransportError        the network failed; back off and retry
+        NameUnknown           the host's name leads nowhere
+        TlsFailed             there is no encrypted connection that both ends believe
+        BrokerRefused         user, password or access list
         ObjectMissing         the other side has no such object
       WireError             a peer sent a message that breaks the protocol
       Busy                  another worker is at it
@@ -59,6 +67,12 @@ class ConfigError(UpdateError):
 
     code = "bad_config"
     exit_code = EX_CONFIG
+
+
+class RootMissing(ConfigError):
+    """There is no root of trust to begin with."""
+
+    code = "root_missing"
 
 
 class UntrustedMetadata(UpdateError):
@@ -142,6 +156,13 @@ class ReleaseFormatError(PayloadError):
     code = "release_format"
 
 
+class ExampleFailed(UpdateError):
+    """A model does not answer its release's own examples."""
+
+    code = "health_example"
+    exit_code = EX_DATAERR
+
+
 class StorageError(UpdateError):
     """The disk failed."""
 
@@ -154,6 +175,24 @@ class StorageFull(StorageError):
 
     code = "storage_full"
     retry_after_s = 3600.0  # space comes back when somebody makes it, not within minutes
+
+
+class QuotaFull(StorageFull):
+    """There is no room left for this user."""
+
+    code = "storage_quota"
+
+
+class NoRoom(StorageFull):
+    """The release would not leave the reserve free; nothing was written."""
+
+    code = "storage_reserve"
+
+
+class FileTooLarge(StorageFull):
+    """The file system takes no file of this length."""
+
+    code = "file_too_large"
 
 
 class StorageReadOnly(StorageError):
@@ -187,6 +226,24 @@ class TransportError(UpdateError):
     code = "transport_failed"
     exit_code = EX_TEMPFAIL
     retry_after_s = 60.0  # a broker restart takes seconds, an uplink minutes
+
+
+class NameUnknown(TransportError):
+    """The host's name leads nowhere."""
+
+    code = "name_unknown"
+
+
+class TlsFailed(TransportError):
+    """There is no encrypted connection that both ends believe."""
+
+    code = "tls_failed"
+
+
+class BrokerRefused(TransportError):
+    """The broker does not let this user in."""
+
+    code = "broker_refused"
 
 
 class ObjectMissing(TransportError):

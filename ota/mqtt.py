@@ -23,7 +23,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from ota.errors import ConfigError, TransportError
+from ota.errors import BrokerRefused, ConfigError, NameUnknown, TlsFailed, TransportError
 
 KEEPALIVE_S = 10
 """A dead link is noticed within 20 s, so a pull outlives it; bytes of a slow one keep it alive."""
@@ -182,6 +182,12 @@ class Link:
         client = self._client = self._make_client(protocol)
         try:
             client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
+        except socket.gaierror as err:
+            self._client = None
+            raise NameUnknown(f"{self._where}: {err}; check the name and the network") from err
+        except ssl.SSLError as err:
+            self._client = None
+            raise TlsFailed(f"{self._where}: {err}; check certificates and clocks") from err
         except OSError as err:
             self._client = None
             raise TransportError(f"{self._where}: {err}; is the broker running?") from err
@@ -195,7 +201,7 @@ class Link:
             raise TransportError(f"{self._where}: no answer within {timeout_s:g} s")
         if self._refusal.value == _UNSUPPORTED_VERSION:
             return False
-        raise TransportError(f"{self._where}: refused: {self._refusal}; check user and password")
+        raise BrokerRefused(f"{self._where}: refused: {self._refusal}; check user and password")
 
     def _make_client(self, protocol: MQTTProtocolVersion) -> paho.Client:
         self._refusal = None

@@ -21,6 +21,9 @@ MAX_FILES = 4096  # a model has one file a layer; the deepest known has 126 laye
 MAX_FILE_BYTES = 1 << 40  # keeps all sums below 2**53, exact in every JSON reader
 MAX_HEALTH_PROMPTS = 64  # a trial engine runs them all before anyone waits for an answer
 MAX_PROMPT_TOKENS = 512  # the context of the smallest model
+MAX_EXAMPLES = 16  # an answer of 128 tokens takes a slow board half a minute
+MAX_EXAMPLE_CHARS = 2048  # of a prompt, and of what is expected of its answer
+MAX_EXAMPLE_TOKENS = 128
 SLOT_NAME_CHARS = 16  # 64 bits of the root: two releases of one fleet never share them by accident
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -38,11 +41,41 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt, and what its greedy answer must be."""
+
+    prompt: str
+    kind: str
+    """``equals``, ``contains`` or ``json``: the rule of the comparison."""
+    expected: str
+    max_tokens: int
+
+    def is_met_by(self, answer: str) -> bool:
+        """Say whether ``answer`` is as expected; blanks around it do not count."""
+        if self.kind == "contains":
+            return self.expected in answer
+        if self.kind == "equals":
+            return self.expected.strip() == answer.strip()
+        try:
+            return bool(json.loads(answer) == json.loads(self.expected))
+        except (ValueError, RecursionError):
+            return False
+
+
+EXAMPLE_KINDS = ("equals", "contains", "json")
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """Fixed prompts (token ids) and the SHA-256 of the exact logits that each must give."""
+    """What a trial engine must reproduce before a release is trusted.
+
+    Fixed prompts (token ids) with the SHA-256 of the exact logits that each must give, and examples
+    whose answers are compared as text.
+    """
 
     prompts: tuple[tuple[int, ...], ...] = ()
     logits_sha256: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +177,15 @@ def make_release(
     Raises:
         ReleaseFormatError: a value that ``parse_release`` would refuse.
     """
+    suite: dict[str, Any] = {
+        "prompts": [list(prompt) for prompt in health.prompts],
+        "logits_sha256": list(health.logits_sha256),
+    }
+    if health.examples:
+        suite["examples"] = [
+            {"prompt": each.prompt, each.kind: each.expected, "max_tokens": each.max_tokens}
+            for each in health.examples
+        ]
     fields = {
         "format": 1,
         "name": name,
@@ -154,10 +196,7 @@ def make_release(
             for path in sorted(files)
         },
         "root": root_of(files),
-        "health": {
-            "prompts": [list(prompt) for prompt in health.prompts],
-            "logits_sha256": list(health.logits_sha256),
-        },
+        "health": suite,
     }
     return parse_release(json.dumps(fields, indent=1).encode() + b"\n")
 
@@ -177,7 +216,39 @@ def _parse_health(table: Any) -> Health:
             raise _wrong(f"prompts of 1 to {MAX_PROMPT_TOKENS} tokens", prompt)
         if not all(type(token) is int and _is_count(token, 2**31) for token in prompt):
             raise _wrong("token ids", prompt)
-    return Health(tuple(map(tuple, prompts)), tuple(hashes))
+    examples = parse_examples(table.get("examples", []))
+    return Health(tuple(map(tuple, prompts)), tuple(hashes), examples)
+
+
+def parse_examples(table: Any) -> tuple[Example, ...]:
+    """Read the examples of a release.
+
+    Raises:
+        ReleaseFormatError: they are too many or too long, or one has not exactly one expectation.
+    """
+    if not isinstance(table, list) or len(table) > MAX_EXAMPLES:
+        raise _wrong(f"a list of at most {MAX_EXAMPLES} examples", table)
+    return tuple(map(_parse_example, table))
+
+
+def _parse_example(entry: Any) -> Example:
+    kinds = [kind for kind in EXAMPLE_KINDS if isinstance(entry, dict) and kind in entry]
+    if len(kinds) != 1 or not set(entry) <= {"prompt", "max_tokens", kinds[0]}:
+        raise _wrong(f"an example with prompt, max_tokens and one of {EXAMPLE_KINDS}", entry)
+    kind = kinds[0]
+    prompt, expected = entry.get("prompt"), entry[kind]
+    for text in (prompt, expected):
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_EXAMPLE_CHARS:
+            raise _wrong(f"a prompt and an answer of 1 to {MAX_EXAMPLE_CHARS} characters", text)
+    if kind == "json":
+        try:
+            json.loads(expected)
+        except (ValueError, RecursionError):
+            raise _wrong("JSON as the expected answer of a json example", expected) from None
+    max_tokens = entry.get("max_tokens", MAX_EXAMPLE_TOKENS)
+    if not _is_count(max_tokens, MAX_EXAMPLE_TOKENS) or max_tokens == 0:
+        raise _wrong(f"max_tokens of 1 to {MAX_EXAMPLE_TOKENS}", max_tokens)
+    return Example(prompt, kind, expected, max_tokens)
 
 
 def _parse_files(table: Any) -> dict[str, FileEntry]:

@@ -10,20 +10,8 @@ release starts with a fresh budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-
-class RetryClass(Enum):
-    """What kind of failure it is: who must do something before it can go better."""
-
-    NETWORK = "network"  # nobody: links come back
-    MISSING = "missing"  # the operator: an object was not copied, or is being replaced
-    SPACE = "space"  # somebody who frees some
-    DISK = "disk"  # the disk, rarely
-    TRUST = "trust"  # the operator publishes again, or the clock is set
-    CONDITION = "condition"  # the surroundings: battery, heat, hours; not a failure
-    LOCAL = "local"  # another worker, which ends soon
-    NEVER = "never"  # trying the same again gives the same
+from ota.reasons import REASONS, RetryClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +35,8 @@ RULES: dict[RetryClass, Rule] = {
     RetryClass.NEVER: Rule(0.0, 0.0, 0),
 }
 
-CLASSES: dict[str, RetryClass] = {
-    "transport_failed": RetryClass.NETWORK,
-    "object_missing": RetryClass.MISSING,
-    "storage_full": RetryClass.SPACE,
-    "storage_failed": RetryClass.DISK,
-    "untrusted_metadata": RetryClass.TRUST,
-    "metadata_expired": RetryClass.TRUST,
-    "gated": RetryClass.CONDITION,
-    "busy": RetryClass.LOCAL,
-    "cancelled": RetryClass.NEVER,  # somebody wanted it
-}
-"""Codes that are not here are ``NEVER``: refusals, broken payloads, mistakes in a configuration."""
+CLASSES: dict[str, RetryClass] = {code: reason.retry for code, reason in REASONS.items()}
+"""By code; one that is not there is ``NEVER``."""
 
 
 def class_of(code: str) -> RetryClass:

@@ -24,7 +24,9 @@ from types import TracebackType
 from typing import Self
 
 from ota.errors import (
+    FileTooLarge,
     PayloadMismatch,
+    QuotaFull,
     ReleaseFormatError,
     StorageDenied,
     StorageError,
@@ -42,7 +44,6 @@ WRITE_AHEAD_BYTES = 4 << 20
 COPY_BYTES = 1 << 20
 """Memory of a copy where links are refused."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
 
@@ -51,7 +52,8 @@ def typed_errors(path: Path) -> Iterator[None]:
     """Turn what the system says about ``path`` into an error of ours.
 
     Raises:
-        StorageFull: there is no room.
+        StorageFull: there is no room; `QuotaFull`: not for this user.
+        FileTooLarge: the file system has a limit.
         StorageReadOnly: nothing can be written at all.
         StorageDenied: this user may not.
         StorageError: anything else that the disk refuses.
@@ -60,7 +62,11 @@ def typed_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         what = f"{path}: {err.strerror or err}"
-        if err.errno in _FULL:
+        if err.errno == errno.EDQUOT:
+            raise QuotaFull(f"{what}; raise the quota of the agent's user") from err
+        if err.errno == errno.EFBIG:
+            raise FileTooLarge(f"{what}; another file system takes longer files") from err
+        if err.errno == errno.ENOSPC:
             raise StorageFull(f"{what}; free some space, the update then goes on") from err
         if err.errno == errno.EROFS:
             raise StorageReadOnly(f"{what}; a disk with errors is often mounted so") from err

@@ -24,8 +24,8 @@ from ota.errors import (
     AgentTooOld,
     Downgrade,
     NoPayload,
+    NoRoom,
     Quarantined,
-    StorageFull,
     UntrustedMetadata,
     WrongHardware,
 )
@@ -223,7 +223,7 @@ def choose_payload(
 
     Raises:
         NoPayload: none starts from here.
-        StorageFull: none fits.
+        NoRoom: none fits.
     """
     usable = [
         payload
@@ -239,7 +239,7 @@ def choose_payload(
         if payload.length + payload.written_bytes <= free_bytes:
             return payload
     need = min(payload.length + payload.written_bytes for payload in usable)
-    raise StorageFull(
+    raise NoRoom(
         f"{offer.name} {offer.version}: expected {need} bytes of free space above the reserve, "
         f"got {free_bytes}"
     )

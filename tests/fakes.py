@@ -12,7 +12,9 @@ speaks the JSON lines of docs/protocol.md section 3, and the prompt tells it wha
 
 The name of the model directory decides how it starts: ``broken*`` reports a wrong model, ``picky*``
 refuses its settings, ``mute*`` says nothing, ``dies*`` exits, ``sick*`` fails its health suite,
-``slow*`` takes a second.  What comes after the last ``-`` is its version: ``good-1.1.0``.
+``slow*`` takes a second,
+``wrong*`` fails an example, ``falls*`` dies and ``numb*`` is silent when asked for its health,
+``big*`` takes memory.  What comes after the last ``-`` is its version: ``good-1.1.0``.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class FakeEngine:
             threads=1,
             context=128,
             load_ms=1.0,
-            rss_mib=1.0,
+            rss_mib=9.0 if name.startswith("big") else 1.0,
         )
         while line := self.file.readline():
             self.handle(json.loads(line))
@@ -78,6 +80,13 @@ class FakeEngine:
             self.send(event="pong", n=message["n"])
         elif op == "cancel":
             self.stop_reason = message["reason"]
+        elif op == "health" and self.model.name.startswith("falls"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif op == "health" and self.model.name.startswith("numb"):
+            pass
+        elif op == "health" and self.model.name.startswith("wrong"):
+            check = {"name": "example 1/1", "ok": False, "detail": "said no"}
+            self.send(event="health", ok=False, checks=[check])
         elif op == "health":
             ok = not self.model.name.startswith("sick")
             checks = [{"name": "logits", "ok": ok, "detail": "" if ok else "hash differs"}]

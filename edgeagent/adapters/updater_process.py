@@ -50,10 +50,10 @@ class Updater:
         except EngineError as err:
             raise AdapterError(f"updater: {err}") from err
 
-    def judge(self, *, ok: bool, reason: str = "") -> None:
+    def judge(self, *, ok: bool, reason: str = "", code: str = "") -> None:
         """Tell it the verdict of the trial engine."""
         verdict: dict[str, Any] = {"op": "trial", "ok": ok}
-        self._child.link.send(verdict if ok else verdict | {"reason": reason})
+        self._child.link.send(verdict if ok else verdict | {"reason": reason, "code": code})
 
     def quiet(self) -> None:
         """Tell it that no engine has the active model mapped."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeagent import _core
-from edgeagent.errors import ContextFull, ModelError
+from edgeagent.errors import ContextFull, EdgeAgentError, ModelError
 from edgeagent.model.adapter import Modules
 from edgeagent.model.files import open_model, read_adapter
 from edgeagent.model.stop import StopMatcher
 from edgeagent.model.tokenizer import Tokenizer
-from ota.release import Health, Release
+from ota.release import Example, Health, Release
 
 #: Tokens of a prompt between two looks at the caller: below a second even on a 2B model.
 PREFILL_BLOCK_TOKENS = 32
@@ -301,7 +301,7 @@ class LoadedModel:
         return hashlib.sha256(session.logits()).hexdigest()
 
     def check_health(self, health: Health | None = None) -> list[dict[str, Any]]:
-        """Run the release's health suite; one check a prompt.
+        """Run the release's health suite; one check a prompt, one an example.
 
         The arithmetic is the same on every CPU, so a hash differs only if the weights, the code or
         the machine is broken.
@@ -320,7 +320,31 @@ class LoadedModel:
             got = self.logits_sha256(prompt)
             detail = "exact" if got == want else f"expected {want[:16]}…, got {got[:16]}…"
             checks.append({"name": name, "ok": got == want, "detail": detail})
-        return checks
+        n = len(health.examples)
+        return checks + [
+            self._check_example(f"example {i}/{n}", each)
+            for i, each in enumerate(health.examples, 1)
+        ]
+
+    def _check_example(self, name: str, example: Example) -> dict[str, Any]:
+        """Ask for the greedy answer, in the KV cache that answers are given from here."""
+        self.forget()
+        answer = ""
+        try:
+            ids = self.encode(None, [{"role": "user", "content": example.prompt}])
+            steps = self.generate(ids, Params(max_tokens=example.max_tokens))
+            while True:
+                next(steps)
+        except StopIteration as end:
+            answer = end.value.text
+        except EdgeAgentError as err:  # no room, or no chat template
+            return {"name": name, "ok": False, "detail": str(err)}
+        finally:
+            self.forget()
+        if example.is_met_by(answer):
+            return {"name": name, "ok": True, "detail": example.kind}
+        detail = f"expected an answer that {example.kind} {example.expected[:60]!r}, got "
+        return {"name": name, "ok": False, "detail": detail + repr(answer[:60])}
 
 
 def _fractions(counters: Sequence[Mapping[str, int]]) -> dict[str, float]:

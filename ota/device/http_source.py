@@ -18,7 +18,14 @@ from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from ota.device.source import Piece, Source
-from ota.errors import Cancelled, ConfigError, ObjectMissing, TransportError
+from ota.errors import (
+    Cancelled,
+    ConfigError,
+    NameUnknown,
+    ObjectMissing,
+    TlsFailed,
+    TransportError,
+)
 
 TIMEOUT_S = 15.0  # silence on the line; a slow cellular link answers in 5
 PATIENCE_S = 120.0  # one response as a whole: 64 KiB at 5 kbit/s
@@ -185,7 +192,12 @@ class _Errors:
         self._source.close()
         if isinstance(error, (OSError, http.client.HTTPException, ValueError)):
             what = str(error) or type(error).__name__
-            raise TransportError(f"{self._name}: {what}; is the server running?") from error
+            kind = TransportError
+            if isinstance(error, socket.gaierror):
+                kind = NameUnknown
+            elif isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                kind = TlsFailed
+            raise kind(f"{self._name}: {what}; is the server running?") from error
 
 
 def _answer(

@@ -68,6 +68,8 @@ class Verdict:
 
     is_good: bool
     reason: str = ""
+    code: str = "health_failed"
+    """Of ``ota.reasons``, if it is not good."""
 
 
 class Agent(Protocol):
@@ -291,7 +293,8 @@ class Updater:
     def _try(self) -> Event:
         plan = self._the_plan()
         if self._journal.trials >= MAX_TRIALS:
-            self._verdict = Verdict(False, f"no verdict in {MAX_TRIALS} trials")
+            said = f"no verdict in {MAX_TRIALS} trials"
+            self._verdict = Verdict(False, said, "health_no_verdict")
             return Event.TRIAL_FAILED
         self._gate(TRIAL)
         self._journal.trials += 1
@@ -362,6 +365,7 @@ class Updater:
                 "event": "rolled_back",
                 "version": plan.offer.version,
                 "reason": self._verdict.reason,
+                "code": self._verdict.code,
             }
         )
 

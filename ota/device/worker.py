@@ -33,8 +33,9 @@ from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
-from ota.errors import Busy, Cancelled, ConfigError, StorageError, UpdateError
+from ota.errors import Busy, Cancelled, ConfigError, RootMissing, StorageError, UpdateError
 from ota.mqtt import Broker, Tls
+from ota.reasons import REASONS
 from ota.retry import uncounted_after_s
 from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
@@ -161,7 +162,7 @@ class AgentLink:
                 case {"op": "conditions", **rest}:
                     self._samples = parse_samples(rest)
                 case {"op": "trial", "ok": bool(is_good), **rest}:
-                    self._verdicts.put(Verdict(is_good, str(rest.get("reason", ""))))
+                    self._verdicts.put(_verdict(is_good, rest))
         self._stop.set()
         self._is_quiet.set()
         self._verdicts.put(None)
@@ -211,6 +212,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_worker(link)
 
 
+def _verdict(is_good: bool, fields: Mapping[Any, Any]) -> Verdict:
+    code = str(fields.get("code", ""))
+    known = code if code in REASONS else "health_failed"
+    return Verdict(is_good, str(fields.get("reason", "")), "" if is_good else known)
+
+
 @contextmanager
 def _only_worker(directory: Path) -> Iterator[None]:
     """Hold the directory's lock: python-tuf's store and the payload have one owner."""
@@ -245,7 +252,7 @@ def _read_root(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_ROOT_BYTES)
     except OSError as err:
-        raise ConfigError(f"{path}: {err.strerror}; expected the repository's 1.root.json") from err
+        raise RootMissing(f"{path}: {err.strerror}; expected the repository's 1.root.json") from err
 
 
 def _parse_broker(fields: Any) -> Broker:

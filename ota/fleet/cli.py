@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ota.errors import ConfigError, UpdateError
+from ota.fleet.examples import check_examples
 from ota.fleet.keys import ROLES
 from ota.fleet.repository import Added, Repository
 from ota.fleet.responder import Responder, publish_notice
 from ota.mqtt import Broker, Tls
+from ota.storage import read_release
 
 PASSWORD_VARIABLE = "EDGEOTA_MQTT_PASSWORD"  # noqa: S105 - a name; not an option: others can read command lines
 WARN_DAYS = 14  # what expires sooner is shown as such: two weeks are enough to act
@@ -60,6 +62,7 @@ def _init(args: argparse.Namespace) -> Result:
 
 def _release(args: argparse.Namespace) -> Result:
     repo = Repository.open(args.repo, args.keys)
+    check_examples(args.model_dir, read_release(args.model_dir))
     added = repo.add_release(args.model_dir, tuple(args.hardware), args.min_agent)
     return _fields(added), (
         f"added {added.to_version} as the current release, full image {added.n_bytes} bytes; "

@@ -94,6 +94,7 @@ def test_an_installed_model_that_was_damaged_gives_way_at_once_however_old_it_is
         engine = await garage.ready()
         assert engine.ready.version == "1.0.0"
         assert garage.kinds() == ["engine_failed", "rolled_back", "engine_ready"]
+        assert garage.told[1][1]["code"] == "model_damaged"
 
     models = FakeModels(good(), Path("broken-1.1.0"))
     with_garage(models, body)
@@ -105,6 +106,7 @@ def test_a_fresh_model_that_fails_three_times_in_a_row_is_taken_back():
         engine = await garage.ready()
         assert engine.ready.version == "1.0.0"
         assert garage.kinds() == ["engine_failed"] * 3 + ["rolled_back", "engine_ready"]
+        assert garage.told[3][1]["code"] == "soak_crashes"
 
     models = FakeModels(good(), Path("dies-1.1.0"), fresh=True)
     with_garage(models, body)

@@ -12,6 +12,7 @@ from edgeagent.errors import AdapterError
 from edgeagent.progress import Progress
 from edgeagent.protocol.messages import Incoming
 from edgeagent.updating import Updating
+from ota.reasons import advice_on
 from tests.fakes import ENGINE_COMMAND, FakeModels
 
 SETTINGS = EngineSettings(command=ENGINE_COMMAND, start_timeout_s=10, hang_timeout_s=10)
@@ -46,8 +47,8 @@ class FakeUpdater:
 
     waits = False
 
-    def judge(self, *, ok, reason=""):
-        self.verdicts.append((ok, reason))
+    def judge(self, *, ok, reason="", code=""):
+        self.verdicts.append((ok, reason, code))
         self.judged.set()
 
     async def end(self):
@@ -96,7 +97,7 @@ class Site:
             progress,
             is_enabled=is_enabled,
             poll_interval_s=1000,
-            trial_timeout_s=5,
+            trial_timeout_s=2,
             start=self._start,
         )
 
@@ -166,7 +167,7 @@ def test_a_staged_model_is_tried_committed_and_switched_to_while_a_query_runs():
         site.notice()
         assert await site.event("update_committed") == {"version": "1.1.0"}
         assert site.engines.current.ready.version == "1.1.0"
-        assert site.updaters[0].verdicts == [(True, "")]
+        assert site.updaters[0].verdicts == [(True, "", "")]
         assert (await running)["usage"]["completion_tokens"] == 100
         state = site.outlet.states[-1]
         assert (state["installed_version"], state["latest_version"]) == ("1.1.0", "1.1.0")
@@ -181,28 +182,34 @@ def test_a_staged_model_is_tried_committed_and_switched_to_while_a_query_runs():
 
 
 @pytest.mark.parametrize(
-    ("slot", "reason"),
+    ("slot", "reason", "code"),
     [
-        ("sick-1.1.0", "logits: hash differs"),
-        ("broken-1.1.0", "layer 3 is wrong"),
-        ("dies-1.1.0", "ended before it was ready"),
+        ("sick-1.1.0", "logits: hash differs", "health_logits"),
+        ("wrong-1.1.0", "example 1/1: said no", "health_example"),
+        ("big-1.1.0", "memory: expected at most 2 MiB", "health_memory"),
+        ("falls-1.1.0", "the engine ended", "health_crash"),
+        ("numb-1.1.0", "no verdict on its health", "health_timeout"),
+        ("broken-1.1.0", "layer 3 is wrong", "health_load"),
+        ("dies-1.1.0", "ended before it was ready", "health_start"),
     ],
 )
-def test_a_model_that_fails_its_trial_changes_nothing(slot, reason):
+def test_a_model_that_fails_its_trial_changes_nothing(slot, reason, code):
     async def body(site):
         old = site.engines.current
         site.notice()
         data = await site.event("rolled_back")
         assert data["reason"] == "told"
-        ((ok, why),) = site.updaters[0].verdicts
+        assert data["advice"] == advice_on(code)
+        ((ok, why, verdict),) = site.updaters[0].verdicts
         assert not ok
         assert reason in why
+        assert verdict == code
         assert site.engines.current is old
         assert (await ask(old, "say 1"))["event"] == "done"
         state = site.outlet.states[-1]
         assert (state["installed_version"], state["phase"]) == ("1.0.0", "rolled_back")
 
-    rolled_back = {"event": "rolled_back", "version": "1.1.0", "reason": "told"}
+    rolled_back = {"event": "rolled_back", "version": "1.1.0", "reason": "told", "code": code}
     on_site([[staged(slot), rolled_back]], body)
 
 
@@ -330,7 +337,7 @@ def test_a_committed_release_is_rolled_back_on_request_without_an_updater(is_ena
         site.request(action="rollback", transaction="t")
         assert site.outlet.responses[-1]["status"] == "ok"
         event = await site.event("rolled_back")
-        assert event["version"] == "1.1.0"
+        assert (event["version"], event["code"]) == ("1.1.0", "rollback_requested")
         await site.until(
             lambda: site.engines.current and site.engines.current.ready.version == "1.0.0"
         )
@@ -358,10 +365,24 @@ def test_a_model_that_is_much_slower_than_the_old_one_is_rolled_back():
         )
         site.notice()
         await site.event("rolled_back")
-        [(ok, reason)] = site.updaters[-1].verdicts
+        [(ok, reason, code)] = site.updaters[-1].verdicts
         assert not ok
+        assert code == "health_speed"
         assert reason == (
             "speed: expected at least 855.0 tokens/s, 0.9 of the old model's, got 500.0"
         )
+
+    on_site([], body)
+
+
+def test_an_engine_that_loads_another_model_than_was_staged_is_not_believed():
+    async def body(site):
+        site.scripts.append(
+            [staged() | {"root": "11"}, {"event": "rolled_back", "version": "1.1.0"}]
+        )
+        site.notice()
+        await site.event("rolled_back")
+        [(ok, reason, code)] = site.updaters[-1].verdicts
+        assert (ok, reason, code) == (False, "expected root 11, got 00", "health_root")
 
     on_site([], body)

@@ -8,6 +8,7 @@ import pytest
 from edgeagent import _core
 from edgeagent.errors import ContextFull
 from edgeagent.model.generation import LoadedModel, Params
+from ota.release import Example, Health
 from tests.tiny import make_model
 
 PARAMS = Params(max_tokens=24, temperature=0.9, seed=7)
@@ -156,3 +157,16 @@ def test_health_notices_a_changed_weight(path, model):
     prompts = model.release.health.prompts
     broken = type(model.release.health)(prompts, ("00" * 32,) * len(prompts))
     assert [c["ok"] for c in model.check_health(broken)] == [False] * 3
+
+
+def test_health_asks_the_examples_and_leaves_the_cache_empty(path, model):
+    ids = model.encode(None, [{"role": "user", "content": "hello"}])
+    answer = finish(model.generate(ids, Params(max_tokens=4)))[1].text
+    good = Example("hello", "contains", answer, 4)
+    bad = Example("hello", "equals", answer + "!", 4)
+    long = Example("x" * 2000, "contains", "y", 4)
+    checks = model.check_health(Health(examples=(good, bad, long)))
+    assert [check["ok"] for check in checks] == [True, False, False]
+    assert checks[1]["detail"].startswith("expected an answer that equals ")
+    assert "prompt: expected" in checks[2]["detail"]
+    assert finish(model.generate(ids, Params(max_tokens=4)))[1].cached_tokens == 0

@@ -1,12 +1,15 @@
 import queue
+import socket
 import threading
+from contextlib import contextmanager, suppress
 
 import pytest
 
 import ota.mqtt
 from bench.slow_link import Cut, SlowLink
 from bench.slow_link import Link as LinkShape
-from ota.errors import ConfigError, TransportError
+from ota.device.http_source import HttpSource
+from ota.errors import BrokerRefused, ConfigError, NameUnknown, TlsFailed, TransportError
 from ota.mqtt import Broker, Link, Tls
 from tests.brokers import Amqtt, Mosquitto, free_port, mosquitto_path
 from tests.certificates import encrypt
@@ -115,3 +118,42 @@ def test_a_link_that_dies_comes_back_and_says_so(mosquitto, monkeypatch, how):
         assert inbox.get(timeout=10).payload == b"after"
         link.close()
     assert not link.is_up
+
+
+@contextmanager
+def server(answer):
+    """A server that sends ``answer`` to whatever it gets first."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.settimeout(2)
+                with suppress(OSError):
+                    connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join()
+
+
+def refusal_of(kind, broker):
+    link = Link(broker, "x", ("t",), lambda _: None)
+    with pytest.raises(kind) as caught:
+        link.open()
+    link.close()
+    return caught.value.code
+
+
+def test_who_must_act_decides_the_kind_of_refusal():
+    with server(b"\x20\x02\x00\x05") as port:  # CONNACK: not authorised
+        broker = Broker("127.0.0.1", port, protocol="3.1.1")
+        assert refusal_of(BrokerRefused, broker) == "broker_refused"
+    with server(b"this is no TLS record, whatever it is") as port:
+        source = HttpSource(f"https://127.0.0.1:{port}")
+        with pytest.raises(TlsFailed):
+            source.fetch("metadata/timestamp.json", 0, 1)
+    assert refusal_of(NameUnknown, Broker("nowhere.invalid", 1)) == "name_unknown"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota.errors import ReleaseFormatError
-from ota.release import FileEntry, Health, make_release, parse_release
+from ota.release import FileEntry, Health, make_release, parse_examples, parse_release
 
 FILES = {"b.json": FileEntry(2, "ab" * 32), "a.bin": FileEntry(1, "cd" * 32)}
 GOOD = make_release("edge-tiny", "1.0.0", 1, FILES, Health(((0, 5),), ("ef" * 32,)))
@@ -71,3 +71,49 @@ def test_anything_else_is_refused_by_field(text, says):
 def test_no_bytes_get_anything_but_a_format_error(text):
     with pytest.raises(ReleaseFormatError):
         parse_release(text)
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        {},
+        [{}] * 17,
+        [7],
+        [{"prompt": "a"}],
+        [{"prompt": "a", "equals": "b", "contains": "b"}],
+        [{"prompt": "a", "equals": "b", "pattern": ".*"}],
+        [{"prompt": "", "equals": "b"}],
+        [{"prompt": "a", "equals": "b" * 2049}],
+        [{"prompt": "a", "json": "{"}],
+        [{"prompt": "a", "equals": "b", "max_tokens": 0}],
+        [{"prompt": "a", "equals": "b", "max_tokens": 129}],
+    ],
+)
+def test_examples_are_bounded_and_say_one_thing(examples):
+    with pytest.raises(ReleaseFormatError):
+        parse_examples(examples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "answer", "is_met"),
+    [
+        ("equals", "on", " on\n", True),
+        ("equals", "on", "on it", False),
+        ("contains", "on", "it is on.", True),
+        ("contains", "on", "off", False),
+        ("json", '{"a": 1, "b": [2]}', ' {"b":[2],"a":1}', True),
+        ("json", '{"a": 1}', '{"a": 2}', False),
+        ("json", '{"a": 1}', '{"a": 1', False),
+        ("json", "[1]", "[" * 100_000, False),
+    ],
+)
+def test_an_answer_is_compared_by_the_rule_of_its_example(kind, expected, answer, is_met):
+    (example,) = parse_examples([{"prompt": "p", kind: expected}])
+    assert example.is_met_by(answer) is is_met
+
+
+def test_examples_survive_being_written_and_read():
+    examples = parse_examples([{"prompt": "p", "json": "{}", "max_tokens": 5}])
+    files = {"a": FileEntry(1, "ab" * 32)}
+    made = make_release("m", "1", 1, files, Health(examples=examples))
+    assert parse_release(made.text).health.examples == examples

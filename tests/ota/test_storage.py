@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ota.errors import PayloadMismatch, ReleaseFormatError, StorageError, StorageFull
+from ota.errors import (
+    FileTooLarge,
+    PayloadMismatch,
+    QuotaFull,
+    ReleaseFormatError,
+    StorageDenied,
+    StorageError,
+    StorageFull,
+)
 from ota.storage import Directory, Disk, typed_errors, verify_directory
 from tests.ota.models import Shape, random_shards, write_model
 
@@ -70,7 +78,7 @@ def test_a_tree_is_synced_and_renamed(disk, tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_is_an_error_of_its_own(code):
-    with pytest.raises(StorageFull, match="free some space"), typed_errors(Path("x")):
+    with pytest.raises(StorageFull), typed_errors(Path("x")):
         raise OSError(code, os.strerror(code))
 
 
@@ -87,6 +95,20 @@ def test_what_else_the_disk_refuses_is_typed_too(code, advice):
     with pytest.raises(StorageError, match=advice) as caught, typed_errors(Path("x")):
         raise OSError(code, os.strerror(code))
     assert not isinstance(caught.value, StorageFull)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EDQUOT, QuotaFull),
+        (errno.EFBIG, FileTooLarge),
+        (errno.EACCES, StorageDenied),
+        (errno.EPERM, StorageDenied),
+    ],
+)
+def test_who_must_act_decides_the_kind(code, kind):
+    with pytest.raises(kind), typed_errors(Path("x")):
+        raise OSError(code, os.strerror(code))
 
 
 def test_a_real_write_beyond_a_real_limit_is_a_full_disk(tmp_path):
@@ -106,7 +128,7 @@ def test_a_real_write_beyond_a_real_limit_is_a_full_disk(tmp_path):
         text=True,
         check=True,
     )
-    assert said.stdout == "storage_full\n"
+    assert said.stdout == "file_too_large\n"
 
 
 def test_a_model_directory_is_verified_whole(tmp_path):

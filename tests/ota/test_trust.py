@@ -9,8 +9,8 @@ from ota.errors import (
     AgentTooOld,
     Downgrade,
     NoPayload,
+    NoRoom,
     Quarantined,
-    StorageFull,
     UntrustedMetadata,
     WrongHardware,
 )
@@ -76,7 +76,7 @@ def test_a_payload_of_another_result_is_never_chosen():
 
 
 def test_too_little_room_names_what_is_needed():
-    with pytest.raises(StorageFull, match="expected 590 bytes.*got 589"):
+    with pytest.raises(NoRoom, match="expected 590 bytes.*got 589"):
         choose_payload(OFFER, [FULL, DELTA], OLD, 589)
 
 

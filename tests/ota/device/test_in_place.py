@@ -59,5 +59,5 @@ def test_the_model_of_the_package_is_never_changed_in_place(scene, tmp_path):
     error = update(
         tmp_path / "other", scene.fleet, Calls(), NO_ROOM // 4, verdicts=[], is_good=False
     )
-    assert error.said[-1]["code"] in {"storage_full", "no_payload"}
+    assert error.said[-1]["code"] in {"storage_reserve", "no_payload"}
     assert error.n_quiesced == 0

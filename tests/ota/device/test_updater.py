@@ -21,6 +21,7 @@ from ota.errors import (
     NoPayload,
     ObjectMissing,
     Quarantined,
+    ReleaseRefused,
     StorageError,
     TransportError,
     UntrustedMetadata,
@@ -120,11 +121,23 @@ def test_a_good_update_is_committed(device):
 
 def test_a_failed_trial_is_rolled_back_and_never_tried_again(device):
     device.run(Verdict(False, "logits differ"))
-    assert device.last == {"event": "rolled_back", "version": "1.1.0", "reason": "logits differ"}
+    assert device.last == {
+        "event": "rolled_back",
+        "version": "1.1.0",
+        "reason": "logits differ",
+        "code": "health_failed",
+    }
     assert whole(device) == "1.0.0"
     assert isinstance(device.run(), Quarantined)
     assert "logits differ" in device.last["message"]
     assert list(device.store.slots_dir.iterdir()) == []
+
+
+def test_a_repository_without_this_model_is_refused(own_device, tmp_path):
+    empty = Repository.create(tmp_path / "empty", "tests", None)
+    own_device.fleet.repo = empty
+    assert isinstance(own_device.run(), ReleaseRefused)
+    assert own_device.last["code"] == "release_refused"
 
 
 def test_a_device_that_reverted_waits_for_a_newer_release(own_device):
@@ -149,6 +162,7 @@ def test_a_trial_that_nobody_answers_is_repeated_then_rolled_back(device):
         assert whole(device) == "1.0.0"
     assert device.run() is None
     assert device.last["event"] == "rolled_back"
+    assert device.last["code"] == "health_no_verdict"
     assert "no verdict in 3 trials" in device.last["reason"]
 
 

@@ -104,7 +104,12 @@ def test_an_update_over_mqtt_3_1_1_is_committed(tmp_path, fleet):
 def test_an_update_from_a_directory_is_rolled_back_on_request(tmp_path, fleet):
     device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
     said = device.update(is_good=False, reason="logits differ")
-    assert said[-1] == {"event": "rolled_back", "version": "1.1.0", "reason": "logits differ"}
+    assert said[-1] == {
+        "event": "rolled_back",
+        "version": "1.1.0",
+        "reason": "logits differ",
+        "code": "health_failed",
+    }
     assert device.store.installed_version() == "1.0.0"
     assert device.update()[-1]["code"] == "quarantined"
 
@@ -125,6 +130,13 @@ def test_a_cancelled_trial_is_told_as_such(tmp_path, fleet):
         worker.send({"op": "cancel"})
         assert worker.read()["code"] == "cancelled"
         assert worker.read() is None
+
+
+def test_a_worker_without_a_root_of_trust_says_where_it_looked(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    said = device.update(root_file=str(tmp_path / "nowhere.json"))
+    assert said[-1]["code"] == "root_missing"
+    assert "nowhere.json" in said[-1]["message"]
 
 
 def test_a_second_worker_is_told_that_there_is_one(tmp_path, fleet):

@@ -141,4 +141,6 @@ def test_expiry_has_an_exit_code_for_cron(capsys, tmp_path):
     repo = tmp_path / "repo"
     edgeota(capsys, "init", repo)
     assert edgeota(capsys, "expiry", repo)["soon"] == []
-    assert "timestamp" in str(edgeota(capsys, "expiry", repo, "--days", 40, code=75))
+    said = edgeota(capsys, "expiry", repo, "--days", 40, code=75)
+    assert said["error"]["code"] == "expires_soon"
+    assert "timestamp" in str(said)

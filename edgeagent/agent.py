@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeagent import __version__, config, events
 from edgeagent.adapters.engine_process import ENGINE_COMMAND, EngineSettings
+from edgeagent.adapters.metered import Metered
 from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
 from edgeagent.adapters.mqtt_client import LOOP_S, Broker, Subscription, tls_context
 from edgeagent.adapters.sd_notify import Notifier
@@ -38,6 +39,7 @@ from edgeagent.protocol.reports import OFFLINE, ONLINE
 from edgeagent.protocol.topics import Topics, update_notice
 from edgeagent.reporting import Reporting
 from edgeagent.sensing import Sensing
+from edgeagent.surroundings import Surroundings, limits_of
 from edgeagent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -117,6 +119,10 @@ class Agent:
 
     def _make_updating(self, models: Models) -> Updating:
         update = self._config.update
+        link = Metered(update.metered, update.metered_file)
+        surroundings = Surroundings(
+            limits_of(update), self._sensing, link, lambda: self._answering.is_busy
+        )
         return Updating(
             self._updater_start,
             self._engines,
@@ -126,6 +132,7 @@ class Agent:
             is_enabled=update.enabled and update.root_file is not None,
             poll_interval_s=update.poll_interval_s,
             trial_timeout_s=update.trial_timeout_s,
+            surroundings=surroundings,
         )
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install", "rollback")
+UPDATE_ACTIONS = ("check", "install", "cancel", "rollback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def parse_update_request(incoming: Incoming) -> tuple[str, str | None]:
     """Return action and transaction of a request for an update.
 
     Raises:
-        ProtocolError: It is not ``{"action": "check" | "install" | "rollback", ...}``.
+        ProtocolError: It is not ``{"action": "check" | "install" | "cancel" | ..., ...}``.
     """
     body = read_object(incoming.payload)
     unknown = sorted(set(body) - {"action", "transaction"})

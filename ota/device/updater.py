@@ -18,20 +18,22 @@ from ota.conditions import FETCH, STAGE, TRIAL, Limits, Samples, decide
 from ota.device.download import Download
 from ota.device.flash import FlashLedger
 from ota.device.journal import load_journal, save_journal
+from ota.device.offers import read_offer, read_payloads
 from ota.device.source import Source
 from ota.device.staging import Stager
 from ota.device.store import Store
-from ota.device.tuf_client import Target, TufClient
+from ota.device.tuf_client import TufClient
 from ota.errors import (
     Cancelled,
+    FlashBudget,
     Gated,
     NoPayload,
     PayloadError,
-    ReleaseRefused,
     StorageError,
     StorageFull,
     TransportError,
     UpdateError,
+    WireError,
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
@@ -43,14 +45,7 @@ from ota.trust import (
     Offer,
     Payload,
     accept,
-    channel_target,
     choose_payload,
-    delta_target,
-    full_target,
-    parse_channel,
-    parse_offer,
-    parse_payload,
-    release_target,
 )
 
 MAX_TRIALS = (
@@ -89,8 +84,12 @@ class Agent(Protocol):
         """Raise ``Cancelled`` if the agent wants us to stop."""
         ...
 
+    def wants_cancel(self) -> bool:
+        """Say whether somebody asked to give this release up, not merely to stop for now."""
+        ...
+
     def samples(self) -> Samples:
-        """Return what the device is like now, as far as the agent has said."""
+        """Return what the device is like now, as far as the agent knows."""
         ...
 
 
@@ -102,6 +101,8 @@ class Board:
     agent_version: str
     limits: Limits = field(default_factory=Limits)
     """When the stages of an update may begin."""
+    is_requested: bool = True
+    """Somebody asked for this run: what was cancelled or struck out here is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,10 @@ class Updater:
         self._started_s = time.monotonic()
         self._storage.make_directory(self._directory)
         self._journal = load_journal(self._journal_path)
+        if board.is_requested:
+            self._journal.cancelled = ""
+            self._journal.refused.clear()
+        self._ledger.begin(self._journal.written_bytes)
         self._machine = UpdateMachine(self._journal.state)
 
     def run(self) -> UpdateError | None:
@@ -197,7 +202,9 @@ class Updater:
             self._journal.refused.append(self._plan.payload.sha256)
             self._save()
             return Event.PAYLOAD_REFUSED
-        if isinstance(err, (Cancelled, Gated, TransportError, StorageError)):
+        if isinstance(err, Cancelled) and self._agent.wants_cancel():
+            self._give_up()
+        if isinstance(err, (Cancelled, Gated, TransportError, StorageError, WireError)):
             return Event.INTERRUPTED
         return Event.FAILED
 
@@ -225,8 +232,9 @@ class Updater:
     def _refresh(self) -> Event:
         self._store.recover()
         self._tuf.refresh()
+        self._journal.forgive(self._tuf.n_targets)
         base = self._store.active_release()
-        offer, release_sha256 = self._offer(base.name)
+        offer, release_sha256 = read_offer(self._tuf, base.name)
         state = self._store.state()
         device = Device(
             self._board.hardware,
@@ -238,20 +246,15 @@ class Updater:
         self._tuf.high_water.raise_counter(base.name, device.counter)
         if not accept(offer, device):
             return Event.NOTHING_NEW
-        payloads = [
-            payload
-            for target in (
-                delta_target(offer.name, base.root, offer.root),
-                full_target(offer.name, offer.version),
-            )
-            if (payload := self._payload(target)) is not None
-            and payload.sha256 not in self._journal.refused
-        ]
+        if offer.root == self._journal.cancelled:
+            raise Cancelled(f"{offer.name} {offer.version}: cancelled here; install it on request")
+        payloads = read_payloads(self._tuf, offer, base.root, self._journal.refused)
         payload, in_place = self._choose(offer, payloads, base)
         if payload.sha256 != self._journal.payload_sha256:
             self._ledger.check(payload.length + payload.written_bytes, time.time())
             self._clean(keep_refused=True)
             self._journal.payload_sha256 = payload.sha256
+        self._journal.root = offer.root
         self._plan = _Plan(base, offer, payload, release_sha256, in_place)
         self._error = None
         return Event.RELEASE_ACCEPTED
@@ -278,6 +281,7 @@ class Updater:
     def _stage(self) -> Event:
         self._gate(STAGE)
         plan = self._the_plan()
+        self._ledger.check(_bytes_to_write(plan), time.time())
         stager = Stager(self._store, self._storage, self._agent.check_stop)
         if plan.in_place:
             self._store.forget_previous()  # its files may be the ones that change
@@ -336,7 +340,9 @@ class Updater:
         """Raise ``Gated`` if a condition holds ``stage`` back."""
         hold = decide(stage, self._agent.samples(), self._board.limits)
         if hold is not None:
-            raise Gated(f"{stage} waits for {hold.reason}: {hold.detail}", hold.retry_after_s)
+            gate = {"stage": stage, "reason": hold.reason, "detail": hold.detail}
+            said = f"{stage} waits for {hold.reason}: {hold.detail}"
+            raise Gated(said, hold.retry_after_s, gate)
 
     def _commit(self) -> None:
         plan = self._the_plan()
@@ -365,12 +371,18 @@ class Updater:
 
     def _report_end(self, event: dict[str, Any]) -> None:
         """Report what the store has decided for good; only then clear up."""
-        self._agent.report(event)
+        self._agent.report(event | {"written_bytes": self._ledger.update_bytes})
         with suppress(StorageError):  # it is decided; the next worker clears up
             self._clean()
 
+    def _give_up(self) -> None:
+        """Remember what was cancelled; a trial that was stopped by hand is none."""
+        self._journal.cancelled = self._journal.root
+        if self._machine.state is State.TRIAL:
+            self._journal.trials = max(0, self._journal.trials - 1)
+
     def _discard(self) -> None:
-        self._clean()
+        self._clean(keep_refused=True)  # or the next look would fetch it all again
         self._keep()
 
     def _finish(self) -> None:
@@ -388,6 +400,8 @@ class Updater:
                 "code": error.code,
                 "message": str(error),
                 "retry_after_s": wait_s,
+                "written_bytes": self._ledger.update_bytes,
+                **({"gate": error.gate} if isinstance(error, Gated) else {}),
             }
         )
 
@@ -400,29 +414,11 @@ class Updater:
         with suppress(StorageError):
             self._save()
         wait_s = retry_after_s(error.code, journal.failures, random.random())
+        if isinstance(error, FlashBudget):
+            return error.retry_after_s
         if wait_s is None or error.retry_after_s is None:
             return wait_s
         return max(wait_s, error.retry_after_s) if isinstance(error, Gated) else wait_s
-
-    # Reading what is signed.
-
-    def _offer(self, name: str) -> tuple[Offer, str]:
-        channel = self._required(channel_target(name))
-        version = parse_channel(channel.custom, name)
-        target = self._required(release_target(name, version))
-        return parse_offer(target.custom, name, version), target.sha256
-
-    def _required(self, name: str) -> Target:
-        target = self._tuf.target(name)
-        if target is None:
-            raise ReleaseRefused(f"{name}: the repository has no such target; release it there")
-        return target
-
-    def _payload(self, name: str) -> Payload | None:
-        target = self._tuf.target(name)
-        if target is None:
-            return None
-        return parse_payload(target.custom, name, target.length, target.sha256)
 
     def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> tuple[Payload, bool]:
         """Return the payload, and whether there is no room for a slot beside the active one."""
@@ -460,6 +456,7 @@ class Updater:
         self._store.collect()
         self._journal.payload_sha256 = None
         self._journal.trials = 0
+        self._ledger.begin(0)
         if not keep_refused:
             self._journal.failures = 0
         if not keep_refused:
@@ -467,6 +464,7 @@ class Updater:
         self._save()
 
     def _save(self) -> None:
+        self._journal.written_bytes = self._ledger.update_bytes
         save_journal(self._storage, self._journal_path, self._journal)
 
     def _report_state(self, progress: float | None = None) -> None:
@@ -482,3 +480,10 @@ class Updater:
                 "clock_untrusted": not self._tuf.is_clock_trusted,
             }
         )
+
+
+def _bytes_to_write(plan: _Plan) -> int:
+    """Return about how much staging and applying will write."""
+    if plan.in_place:
+        return plan.payload.length * PATCH_SHARE
+    return plan.payload.written_bytes

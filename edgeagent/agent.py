@@ -217,6 +217,9 @@ class Agent:
             "hardware": settings.update.hardware,
             "flash_budget_bytes": settings.update.flash_budget_mib << 20 or None,
             "agent_version": __version__,
+            "shrink_after_s": max(settings.update.previous_slot_s, settings.update.soak_s)
+            if settings.update.previous_slot_s
+            else None,
         }
 
     # -- life ----------------------------------------------------------------------------------

@@ -197,6 +197,15 @@ class Update:
     soak_crashes: int = _opt(
         3, "engine crashes during probation that bring the old model back", low=1, high=100
     )
+    # As long as its slot is there the way back is a rename.
+    previous_slot_s: float = _opt(
+        0.0,
+        "at the first look so long after a commit the model before becomes a delta that leads "
+        "back to it; 0: only when its room is needed",
+        unit="s",
+        low=0,
+        high=31536000,
+    )
     # A flat battery in the middle of an update costs nothing but the time to charge it.
     min_battery_percent: int = _opt(
         30, "below it no stage begins, unless the battery charges", unit="%", low=0, high=100

@@ -37,6 +37,14 @@ GATE_STEP_S = 2.0
 """How often a condition that holds a stage back is looked at."""
 
 
+class UpdaterFailed(AdapterError):
+    """The updater says why it cannot do what it was started for."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Outlet(Protocol):
     """Where the state of updates goes."""
 
@@ -261,6 +269,8 @@ class Updating:
         if way is WayBack.NONE:
             raise AdapterError("there is no model before the active one on this disk")
         self._phase("rolling_back", None)
+        if way is WayBack.DELTA:
+            await self._rebuild()
         await self._engines.hold()
         try:
             reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, BY_REQUEST))
@@ -273,6 +283,24 @@ class Updating:
         self.state.release_summary = f"{version}: {BY_REQUEST}"
         self._phase("rolled_back", None)
         self._outlet.event("rolled_back", {"version": version, "reason": BY_REQUEST})
+
+    async def _rebuild(self) -> None:
+        """Have the updater make the model before the active one; queries go on meanwhile.
+
+        Raises:
+            UpdaterFailed: It cannot be made; nothing has changed.
+        """
+        self._is_cancelled = False
+        updater = await self._begin("rebuild")
+        try:
+            message = await self._next(updater) or {}
+            if message.get("event") != "rebuilt":
+                code, said = message.get("code"), message.get("message")
+                raise UpdaterFailed(str(said or "the updater ended without a result"), str(code))
+            log.info("update.rebuilt seconds=%s", message.get("seconds"))
+        finally:
+            self._updater = None
+            await updater.end()
 
     async def _next(self, updater: Updater) -> dict[str, Any] | None:
         """Return the updater's next message, with a beat meanwhile."""

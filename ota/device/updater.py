@@ -19,6 +19,7 @@ from ota.device.download import Download
 from ota.device.flash import FlashLedger
 from ota.device.journal import load_journal, save_journal
 from ota.device.offers import read_offer, read_payloads
+from ota.device.room import PATCH_SHARE, Room
 from ota.device.source import Source
 from ota.device.staging import Stager
 from ota.device.store import Store
@@ -27,10 +28,8 @@ from ota.errors import (
     Cancelled,
     FlashBudget,
     Gated,
-    NoPayload,
     PayloadError,
     StorageError,
-    StorageFull,
     TransportError,
     UpdateError,
     WireError,
@@ -38,22 +37,17 @@ from ota.errors import (
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
 from ota.retry import retry_after_s
-from ota.storage import RESERVE_BYTES, Storage, read_release, verify_directory
+from ota.storage import Storage, read_release, verify_directory
 from ota.trust import (
-    MAX_PAYLOAD_BYTES,
     Device,
     Offer,
     Payload,
     accept,
-    choose_payload,
 )
 
 MAX_TRIALS = (
     3  # a slot that takes the agent down is offered again after each restart, but not for ever
 )
-PATCH_SHARE = 20
-"""Room for an update in place, in lengths of its delta: a flip is about a byte there, and 30 bytes
-in the patch, which knows both ways."""
 PROGRESS_STEP = 0.02  # fifty reports an update are enough for any display
 
 
@@ -103,6 +97,9 @@ class Board:
     """When the stages of an update may begin."""
     is_requested: bool = True
     """Somebody asked for this run: what was cancelled or struck out here is tried again."""
+    shrink_after_s: float | None = None
+    """How long after a commit the slot of the model before may become a delta; None: only for
+    room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +246,8 @@ class Updater:
         if offer.root == self._journal.cancelled:
             raise Cancelled(f"{offer.name} {offer.version}: cancelled here; install it on request")
         payloads = read_payloads(self._tuf, offer, base.root, self._journal.refused)
-        payload, in_place = self._choose(offer, payloads, base)
+        room = Room(self._storage, self._store, self._directory, self._agent.check_stop)
+        payload, in_place = room.choose(offer, payloads, base.root, self._journal, self._error)
         if payload.sha256 != self._journal.payload_sha256:
             self._ledger.check(payload.length + payload.written_bytes, time.time())
             self._clean(keep_refused=True)
@@ -387,6 +385,9 @@ class Updater:
 
     def _finish(self) -> None:
         self._clean()
+        if self._board.shrink_after_s is not None:
+            with suppress(StorageError):
+                self._store.shrink_previous(self._board.shrink_after_s, self._agent.check_stop)
         self._agent.report({"event": "up_to_date", "version": self._store.installed_version()})
 
     def _keep(self) -> None:
@@ -419,29 +420,6 @@ class Updater:
         if wait_s is None or error.retry_after_s is None:
             return wait_s
         return max(wait_s, error.retry_after_s) if isinstance(error, Gated) else wait_s
-
-    def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> tuple[Payload, bool]:
-        """Return the payload, and whether there is no room for a slot beside the active one."""
-        for payload in payloads:
-            if payload.sha256 == self._journal.payload_sha256:
-                return payload, self._journal.in_place  # room was found when it was begun
-        free_bytes = self._storage.free_bytes(self._directory) - RESERVE_BYTES
-        self._journal.in_place = False
-        try:
-            payload = choose_payload(offer, payloads, base.root, min(free_bytes, MAX_PAYLOAD_BYTES))
-        except StorageFull:
-            deltas = [each for each in payloads if each.base == base.root]
-            if self._store.state().active != base.root or not deltas:
-                raise
-            payload = min(deltas, key=lambda each: each.length)
-            if free_bytes < payload.length * PATCH_SHARE:
-                raise
-            self._journal.in_place = True
-        except NoPayload as err:
-            if isinstance(self._error, PayloadError):
-                raise NoPayload(f"{err} (refused: {self._error})") from self._error
-            raise
-        return payload, self._journal.in_place
 
     def _the_plan(self) -> _Plan:
         if self._plan is None:

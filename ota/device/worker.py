@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
 
 MAX_LINE_BYTES = 1 << 20  # the limit of every link between our processes
-POLL, CANCEL = "poll", "cancel"
+POLL, CANCEL, REBUILD = "poll", "cancel", "rebuild"
 ANSWER_S = 10.0  # for the agent to read its sensors; then what it said last holds
 MAX_ROOT_BYTES = 1 << 18  # root metadata with a few hundred keys
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -63,7 +64,8 @@ class Start:
     http: HttpSource | None = None
     """A repository on a web server, instead of a broker."""
     action: str = ""
-    """``poll`` for a look of its own accord, ``cancel``; anything else is somebody's request."""
+    """``poll`` for a look of its own accord, ``cancel``, ``rebuild`` for the model before the
+    active one; anything else is somebody's request."""
 
 
 def parse_start(line: bytes) -> Start:
@@ -94,6 +96,7 @@ def parse_start(line: bytes) -> Start:
             _text(fields, "agent_version"),
             parse_limits(fields.get("limits")),
             fields.get("action", "install") != POLL,
+            _parse_seconds(fields.get("shrink_after_s")),
         ),
         _parse_broker(fields.get("mqtt")) if needs_broker else None,
         None if directory is None else Path(_text(fields, "directory")),
@@ -200,6 +203,9 @@ def run_worker(link: socket.socket) -> int:
         start = agent.read_start()
         if start.action == CANCEL:
             _cancel(start.state_dir / "ota")
+        if start.action == REBUILD:
+            _rebuild(start, agent)
+            return os.EX_OK
         with _only_worker(start.state_dir / "ota"), _open_source(start, agent) as source:
             calls = CountingCalls()
             storage = Disk(calls)
@@ -256,6 +262,23 @@ def _cancel(directory: Path) -> None:
     raise Cancelled("cancelled on request; what was fetched is kept")
 
 
+def _rebuild(start: Start, agent: AgentLink) -> None:
+    """Make the model before the active one from its delta; no network is asked for anything."""
+    began_s, calls = time.monotonic(), CountingCalls()
+    with _only_worker(start.state_dir / "ota"):
+        store = Store(start.state_dir, start.bundled_dir, Disk(calls))
+        store.rebuild_previous(agent.check_stop)
+        ledger = FlashLedger(Disk(calls), start.state_dir / "ota" / "flash.json", calls, None)
+        n_bytes = ledger.settle(time.time())
+    agent.report(
+        {
+            "event": "rebuilt",
+            "written_bytes": n_bytes,
+            "seconds": round(time.monotonic() - began_s, 3),
+        }
+    )
+
+
 def _open_source(start: Start, agent: AgentLink) -> Source:
     if start.http is not None:
         start.http.is_stopped = agent.is_stopped
@@ -293,6 +316,14 @@ def _parse_budget(value: Any) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
         raise ConfigError(f"expected flash_budget_bytes to be a number or null, got {value!r}")
     return value
+
+
+def _parse_seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ConfigError(f"expected shrink_after_s to be a number or null, got {value!r}")
+    return float(value)
 
 
 def _parse_http(fields: Any) -> HttpSource:

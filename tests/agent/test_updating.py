@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeagent.adapters.engine_process import EngineSettings
-from edgeagent.engines import Engines
+from edgeagent.engines import Engines, WayBack
 from edgeagent.errors import AdapterError
 from edgeagent.progress import Progress
 from edgeagent.protocol.messages import Incoming
@@ -522,3 +522,50 @@ def test_what_trying_again_cannot_help_is_left_until_something_new_comes():
         assert site.starts[1]["action"] == "install"
 
     on_site([[failed], [UP_TO_DATE]], body)
+
+
+class WithDelta(FakeModels):
+    """Models whose one before the active is a delta."""
+
+    def way_back(self):
+        return WayBack.DELTA if len(self.paths) > 1 else WayBack.NONE
+
+
+def two_models(site):
+    site.models.__class__ = WithDelta
+    return site
+
+
+def test_a_model_that_is_a_delta_is_made_while_the_active_one_answers():
+    async def body(site):
+        two_models(site)
+        old = site.engines.current
+        site.scripts.append([lambda: running.append(site.engines.current is old), REBUILT])
+        running = []
+        site.request(action="rollback")
+        assert (await site.event("rolled_back"))["version"] == "1.1.0"
+        assert running == [True]
+        assert site.starts[0]["action"] == "rebuild"
+        assert site.updaters[0].ended
+        await site.until(
+            lambda: site.engines.current and site.engines.current.ready.version == "1.0.0"
+        )
+
+    on_site([], body, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+def test_a_way_back_that_is_lost_changes_nothing():
+    async def body(site):
+        two_models(site)
+        old = site.engines.current
+        site.request(action="rollback")
+        event = await site.event("update_failed")
+        assert event["code"] == "patch_damaged"
+        assert site.models.reverted == []
+        assert site.engines.current is old
+
+    failed = {"event": "failed", "code": "patch_damaged", "message": "lost", "retry_after_s": None}
+    on_site([[failed]], body, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+REBUILT = {"event": "rebuilt", "seconds": 0.1, "written_bytes": 10}

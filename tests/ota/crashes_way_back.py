@@ -22,7 +22,7 @@ from tests.ota.crashfs import Recorder, states
 from tests.ota.models import Shape, flip, random_shards, write_model
 
 SHAPE = Shape(layers=1, plane_bytes=32 * 24, vocab_bytes=1024)
-N_STATES = 10_000
+N_STATES = 20_000
 
 
 @dataclass(frozen=True)

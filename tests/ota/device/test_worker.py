@@ -18,7 +18,7 @@ from ota.mqtt import Broker
 from ota.storage import verify_directory
 from tests.brokers import Amqtt
 from tests.ota.harness import REPO_ROOT, Device, Worker, make_fleet
-from tests.ota.models import Shape
+from tests.ota.models import Shape, flip, random_shards, write_model
 
 START = (
     b'{"op": "start", "state_dir": "s", "bundled_dir": "b", "repo": "r", "node": "n", '
@@ -279,3 +279,34 @@ def test_what_an_earlier_worker_left_is_cancelled_without_a_network(tmp_path, fl
     assert [said["code"] for said in away] == ["cancelled"]
     assert device.update(action="poll", conditions=None)[-1]["code"] == "cancelled"
     assert device.update(conditions=None)[-1]["event"] == "committed"
+
+
+def test_the_model_before_is_made_again_without_a_network(tmp_path):
+    fleet = make_fleet(tmp_path / "fleet")
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    assert device.update()[-1]["event"] == "committed"
+    fleet.repo.add_release(
+        write_model(
+            tmp_path / "newest",
+            flip(flip(random_shards(1, Shape()), 0.02, 2), 0.02, 3),
+            version="1.2.0",
+            counter=3,
+        )
+    )
+    fleet.repo.add_delta("1.1.0", "1.2.0")
+    fleet.repo.publish()
+    assert device.update()[-1]["event"] == "committed"
+    assert device.update(shrink_after_s=3600)[-1]["event"] == "up_to_date"
+    assert not device.store.returns_by_delta()
+    assert device.update(shrink_after_s=0)[-1]["event"] == "up_to_date"
+    assert device.store.returns_by_delta()
+    (said,) = device.update(action="rebuild", directory=str(tmp_path / "away"))
+    assert said["event"] == "rebuilt" and said["written_bytes"] > 0
+    assert verify_directory(device.store.revert("on request")).version == "1.1.0"
+    assert device.update()[-1]["code"] == "quarantined"
+
+
+def test_where_there_is_nothing_to_make_nothing_is_made(tmp_path):
+    device = Device(tmp_path / "state", make_fleet(tmp_path / "fleet"))
+    said = device.update(action="rebuild", directory="x")
+    assert said == [{"event": "rebuilt", "written_bytes": 0, "seconds": said[0]["seconds"]}]

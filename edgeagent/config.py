@@ -29,6 +29,7 @@ from edgeagent.hours import parse_window
 from edgeagent.paths import bundled_model
 from edgeagent.protocol.topics import NODE_PATTERN, PREFIX, REPLY_PREFIXES, check_topic_name
 
+SYSTEM_STATE = Path("/var/lib/edgeagent")
 SYSTEM_FILE = Path("/etc/edgeagent/edgeagent.toml")
 CREDENTIAL = "mqtt-password"
 
@@ -61,7 +62,7 @@ def _cores() -> int:
 
 
 def _state_dir() -> Path:
-    return Path(os.environ.get("STATE_DIRECTORY", "/var/lib/edgeagent").split(":")[0])
+    return Path(os.environ.get("STATE_DIRECTORY", str(SYSTEM_STATE)).split(":")[0])
 
 
 def _credential() -> Path | None:
@@ -236,6 +237,11 @@ class Paths:
         "models and the state of updates",
         shown="`$STATE_DIRECTORY`, else `/var/lib/edgeagent`",
     )
+    control_socket: Path | None = _opt(
+        None,
+        "where `edgeagent update` finds the agent",
+        shown="`/run/edgeagent/control.sock`, with another `state_dir` below that",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +296,15 @@ def parse(text: str, source: str) -> Config:
     config = Config(**sections)
     _check_whole(config, source)
     return config
+
+
+def control_socket(paths: Paths) -> Path:
+    """Return where the agent listens: the same for the service and for a command beside it."""
+    if paths.control_socket is not None:
+        return paths.control_socket
+    if paths.state_dir == SYSTEM_STATE:
+        return Path("/run/edgeagent/control.sock")
+    return paths.state_dir / "control.sock"
 
 
 def password(config: Mqtt) -> str | None:

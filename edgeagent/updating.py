@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
 import time
@@ -19,19 +20,23 @@ from typing import Any, Protocol
 from edgeagent.adapters.engine_process import EngineProcess
 from edgeagent.adapters.updater_process import SILENCE_S, Updater
 from edgeagent.engines import Engines, Models, WayBack
-from edgeagent.errors import AdapterError, EdgeAgentError, ProtocolError
+from edgeagent.errors import AdapterError, EdgeAgentError, ProtocolError, QueryRefused
 from edgeagent.progress import Progress
 from edgeagent.protocol.commands import parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState, update_refusal, update_response
 from edgeagent.surroundings import Surroundings
 from edgeagent.trial import prove
+from edgeagent.update_history import History
 from edgeagent.update_rest import Gate, Rest, Rests
 
 log = logging.getLogger(__name__)
 
 ROLL_BACK, CANCEL, POLL = "rollback", "cancel", "poll"
 BY_REQUEST = "rolled back on request"
+
+HISTORY_ENTRIES = 20
+"""In one answer over MQTT: some kilobytes."""
 
 GATE_STEP_S = 2.0
 """How often a condition that holds a stage back is looked at."""
@@ -56,6 +61,10 @@ class Outlet(Protocol):
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event."""
+
+    @property
+    def history(self) -> History:
+        """What became of updates."""
 
 
 class Updating:
@@ -114,21 +123,41 @@ class Updating:
         except ProtocolError as err:
             self._outlet.respond(update_refusal(str(err), None))
             return
-        if not self._is_enabled and action != ROLL_BACK:
-            self._outlet.respond(update_refusal("updates are not enabled here", transaction))
-            return
-        if action == CANCEL:
-            self._cancel(transaction)
-            return
-        if action == ROLL_BACK and self._models.way_back() is WayBack.NONE:
-            refusal = "there is no model before the active one on this disk"
-            self._outlet.respond(update_refusal(refusal, transaction))
-            return
-        self._action = action
-        self._wanted.set()
-        self._outlet.respond(update_response({"action": action}, transaction))
+        try:
+            self._outlet.respond(update_response(self.request(action), transaction))
+        except QueryRefused as err:
+            self._outlet.respond(update_refusal(str(err), transaction))
 
-    def _cancel(self, transaction: str | None) -> None:
+    def request(self, action: str) -> dict[str, Any]:
+        """Do or answer what somebody asks for; returns the data of the answer.
+
+        Raises:
+            QueryRefused: Not now, or not here.
+        """
+        if action == "history":
+            return {"history": self._outlet.history.entries(HISTORY_ENTRIES)}
+        if action == "status":
+            return self.status()
+        if not self._is_enabled and action != ROLL_BACK:
+            raise QueryRefused("updates are not enabled here", code="disabled")
+        if action == CANCEL:
+            self._cancel()
+        elif action == ROLL_BACK and self._models.way_back() is WayBack.NONE:
+            raise QueryRefused("there is no model before the active one on this disk", code="none")
+        else:
+            self._action = action
+            self._wanted.set()
+        return {"action": action}
+
+    def status(self) -> dict[str, Any]:
+        """Return ``model/state``, and what only somebody at the device wants to know."""
+        state: dict[str, Any] = json.loads(self.state.encode())
+        return state | {
+            "enabled": self._is_enabled,
+            "way_back": self._models.way_back().value,
+        }
+
+    def _cancel(self) -> None:
         """Give up what is under way, or waits to go on; a later release is not held."""
         if self._is_updating:
             self._is_cancelled = True
@@ -140,9 +169,7 @@ class Updating:
             self._action = CANCEL
             self._wanted.set()
         else:
-            self._outlet.respond(update_refusal("nothing is under way", transaction))
-            return
-        self._outlet.respond(update_response({"action": CANCEL}, transaction))
+            raise QueryRefused("nothing is under way", code="none")
 
     def engine_changed(self) -> None:
         """Publish the version that runs now."""

@@ -33,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
         "ota.clock",
         "ota.conditions",
     },
+    "edgeagent.update_history": set(),
     "edgeagent.update_rest": {"edgeagent.protocol"},
     "edgeagent.cpus": {"edgeagent.errors"},
     "edgeagent.pace": set(),

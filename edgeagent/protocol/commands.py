@@ -14,7 +14,9 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install", "cancel", "rollback")
+UPDATE_ACTIONS = ("check", "install", "cancel", "rollback", "status", "history")
+UPDATE_QUESTIONS = frozenset({"status", "history"})
+"""Those that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class FakeUpdater:
 class FakeOutlet:
     def __init__(self):
         self.states, self.responses, self.events = [], [], []
+        self.history = None
         self.changed = asyncio.Event()
 
     def publish_state(self, state):

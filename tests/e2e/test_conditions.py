@@ -14,6 +14,8 @@ from tests.tiny import make_model
 
 pytestmark = pytest.mark.system
 
+#: Large enough for its speed to be measured.
+BIG = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "head_dim": 64}
 ZONE = "/sys/class/thermal/thermal_zone0"
 QUERY = {"prompt": "hello", "max_tokens": 200, "temperature": 1.0}
 
@@ -21,7 +23,9 @@ QUERY = {"prompt": "hello", "max_tokens": 200, "temperature": 1.0}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    return [make_model(path / f"v{n}", seed=n, version=f"{n}.0.0", counter=n) for n in (1, 2, 3)]
+    return [
+        make_model(path / f"v{n}", seed=n, version=f"{n}.0.0", counter=n, **BIG) for n in (1, 2, 3)
+    ]
 
 
 class Scene:

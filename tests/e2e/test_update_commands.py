@@ -129,4 +129,5 @@ def test_without_an_agent_the_disk_is_read_and_turned_back(site, models):
     assert run(site, "rollback")["installed_version"] == "2.0.0"
     assert run(site, "history")["history"][-1]["type"] == "rolled_back"
     site.start_daemon()
+    site.wait_for(site.topics.model_state, installed_version="2.0.0")
     assert run(site, "status")["installed_version"] == "2.0.0"

@@ -30,6 +30,7 @@ bench: $(VENV)/.bench
 
 crashes: $(VENV)/.dev
 	$(BIN)/python -m tests.ota.crashes --work /dev/shm
+	$(BIN)/python -m tests.ota.crashes_way_back --work /dev/shm
 
 endurance: $(VENV)/.dev
 	$(BIN)/python -m tests.e2e.endurance swap

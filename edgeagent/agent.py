@@ -16,11 +16,13 @@ import ctypes
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from edgeagent import __version__, config, events
+from edgeagent.adapters.control import Control, only_agent
 from edgeagent.adapters.engine_process import ENGINE_COMMAND, EngineSettings
+from edgeagent.adapters.metered import Metered
 from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
 from edgeagent.adapters.mqtt_client import LOOP_S, Broker, Subscription, tls_context
 from edgeagent.adapters.sd_notify import Notifier
@@ -28,16 +30,25 @@ from edgeagent.adapters.sensors import Sensors
 from edgeagent.answering import Answering
 from edgeagent.config import Config
 from edgeagent.engines import Engines, Models
-from edgeagent.errors import EX_OK, EX_SOFTWARE, ConfigError, EdgeAgentError
+from edgeagent.errors import (
+    EX_OK,
+    EX_SOFTWARE,
+    AdapterError,
+    ConfigError,
+    EdgeAgentError,
+    QueryRefused,
+)
 from edgeagent.intake import Intake
 from edgeagent.model_store import ModelStore
 from edgeagent.progress import Progress
+from edgeagent.protocol.commands import UPDATE_ACTIONS
 from edgeagent.protocol.inbox import Inbox
 from edgeagent.protocol.messages import Bounds, Incoming
 from edgeagent.protocol.reports import OFFLINE, ONLINE
 from edgeagent.protocol.topics import Topics, update_notice
 from edgeagent.reporting import Reporting
 from edgeagent.sensing import Sensing
+from edgeagent.surroundings import Surroundings, limits_of
 from edgeagent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -66,6 +77,7 @@ class Agent:
         models: Models,
         *,
         engine_command: Sequence[str] | None = None,
+        is_alone: bool = True,
     ) -> None:
         self._config = settings
         self._notifier = notifier
@@ -112,11 +124,21 @@ class Agent:
             topics.update_request: self._updating.on_request,
             update_notice(settings.update.repo): self._updating.on_notice,
         }
+        self._control = self._make_control(is_alone)
         self._defect: BaseException | None = None
         self._stop = asyncio.Event()
 
+    def _make_control(self, is_alone: bool) -> Control:
+        path = config.control_socket(self._config.paths) if is_alone else None
+        progress = self._progress
+        return Control(path, self._on_control, progress.loop("control"), progress.wake_s)
+
     def _make_updating(self, models: Models) -> Updating:
         update = self._config.update
+        link = Metered(update.metered, update.metered_file)
+        surroundings = Surroundings(
+            limits_of(update), self._sensing, link, lambda: self._answering.is_busy
+        )
         return Updating(
             self._updater_start,
             self._engines,
@@ -126,6 +148,7 @@ class Agent:
             is_enabled=update.enabled and update.root_file is not None,
             poll_interval_s=update.poll_interval_s,
             trial_timeout_s=update.trial_timeout_s,
+            surroundings=surroundings,
         )
 
     async def run(self) -> None:
@@ -142,6 +165,7 @@ class Agent:
             "deadlines": self._answering.run_deadlines(),
             "sensors": self._sensing.run(),
             "update": self._updating.run(),
+            "control": self._control.run(),
             "telemetry": self._reporting.run_telemetry(),
             "health": self._reporting.run_health(),
             "watchdog": self._watch(),
@@ -169,6 +193,19 @@ class Agent:
             # the one after: a message that meets a defect of ours must not stop the device.
             log.critical("agent.defect topic=%s reason=%r", incoming.topic, str(err), exc_info=err)
         self._mqtt.acknowledge(incoming.delivery)
+
+    def _on_control(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer somebody on this machine."""
+        action = request.get("update")
+        if action == "history":
+            return {"status": "ok", "data": {"history": self._reporting.history.entries()}}
+        if action not in UPDATE_ACTIONS:
+            known = ", ".join(UPDATE_ACTIONS)
+            return {"status": "error", "error": f"update: expected one of {known}, got {action!r}"}
+        try:
+            return {"status": "ok", "data": self._updating.request(str(action))}
+        except QueryRefused as err:
+            return {"status": "error", "error": str(err)}
 
     def _on_connected(self) -> None:
         self._reporting.publish_info()
@@ -210,6 +247,9 @@ class Agent:
             "hardware": settings.update.hardware,
             "flash_budget_bytes": settings.update.flash_budget_mib << 20 or None,
             "agent_version": __version__,
+            "shrink_after_s": max(settings.update.previous_slot_s, settings.update.soak_s)
+            if settings.update.previous_slot_s
+            else None,
         }
 
     # -- life ----------------------------------------------------------------------------------
@@ -265,8 +305,25 @@ def _give_large_blocks_back() -> None:
 
 
 async def _main(settings: Config, engine_command: Sequence[str] | None) -> None:
-    models = ModelStore(settings.paths.state_dir, settings.model.path, settings.update.soak_s)
-    await Agent(settings, Notifier(), models, engine_command=engine_command).run()
+    with _as_only_agent(settings) as is_alone:
+        models = ModelStore(settings.paths.state_dir, settings.model.path, settings.update.soak_s)
+        await Agent(
+            settings, Notifier(), models, engine_command=engine_command, is_alone=is_alone
+        ).run()
+
+
+@contextlib.contextmanager
+def _as_only_agent(settings: Config) -> Iterator[bool]:
+    """Hold the lock that tells commands that an agent runs; without it the agent runs, too."""
+    is_alone = False
+    with contextlib.ExitStack() as stack:
+        try:
+            is_alone = stack.enter_context(only_agent(settings.paths.state_dir))
+            if not is_alone:
+                log.error("agent.not_alone state_dir=%s", settings.paths.state_dir)
+        except AdapterError as err:
+            log.warning("agent.no_lock reason=%r", str(err))
+        yield is_alone
 
 
 def _exit_code(err: Exception) -> int:

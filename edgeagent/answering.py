@@ -120,6 +120,11 @@ class Answering:
             async with asyncio.timeout(cancel_s):
                 await self._idle.wait()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return not self._idle.is_set() or len(self._intake.inbox) > 0
+
     def engine_changed(self) -> None:
         """Look again whether there is something to do."""
         self._work.set()

@@ -95,6 +95,28 @@ def _add_remote(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     status.set_defaults(handler=_lazy("edgeagent.cli_remote", "status"))
 
 
+def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    update = commands.add_parser("update", help="models of this device: look, install, go back")
+    verbs = update.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in (
+        ("status", "what is installed, and what is under way"),
+        ("check", "look for a release now, and install it"),
+        ("install", "the same, and try again what was cancelled or struck out"),
+        ("cancel", "stop the update that is under way or waits; a later release is not held"),
+        ("rollback", "return to the model before the active one; needs no network"),
+        ("history", "what became of updates"),
+    ):
+        parser = verbs.add_parser(verb, help=text)
+        _node(parser)
+        parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="for an answer")
+        if verb in {"check", "install", "rollback"}:
+            parser.add_argument(
+                "--wait", type=float, default=0.0, metavar="S", help="for the end, at most so long"
+            )
+        parser.add_argument("--json", action="store_true")
+        parser.set_defaults(handler=_lazy("edgeagent.cli_update", "update"))
+
+
 def _ternarising(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization",
@@ -267,6 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edgeagent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_remote(commands)
+    _add_update(commands)
     _add_local(commands)
     _add_tools(commands)
     _add_adapter(commands)

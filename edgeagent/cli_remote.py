@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     return agent.run(load_config(args.config))
 
 
-def _connect(args: argparse.Namespace) -> tuple[Client, str]:
+def connect(args: argparse.Namespace) -> tuple[Client, str]:
+    """Return a client of the broker that the configuration or --mqtt names, and the node."""
     from edgeagent.adapters.mqtt_client import tls_context
     from edgeagent.client import Client
     from edgeagent.config import password
@@ -89,7 +90,7 @@ def _show(text: str) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Send one query to the agent and stream its answer."""
     query = _query(args)
-    client, node = _connect(args)
+    client, node = connect(args)
     with client:
         on_text = None if args.json else _show
         answer = client.ask(node, query, on_text=on_text, timeout_s=args.timeout)
@@ -102,7 +103,7 @@ def ask(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Print the agent's retained state, info, health and model, and its last telemetry."""
-    client, node = _connect(args)
+    client, node = connect(args)
     topics = Topics(node, client.prefix)
     base = topics.state.removesuffix("state")
     with client:

@@ -207,6 +207,32 @@ class Client:
             properties.ResponseTopic = self._reply_topic
         self._client.publish(topic, json.dumps({"id": query_id}), qos=1, properties=properties)
 
+    def request(
+        self, topic: str, answers: str, payload: Mapping[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
+        """Publish a request and return the answer on `answers` that has its transaction.
+
+        Raises:
+            AdapterError: no answer in time.
+        """
+        transaction = uuid.uuid4().hex
+        self._subscribe(answers, qos=1)
+        self.publish(topic, {**payload, "transaction": transaction})
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                message = self._messages.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if message.topic != answers:
+                continue
+            answer: dict[str, Any] = json.loads(message.payload)
+            if answer.get("transaction") == transaction:
+                return answer
+        raise AdapterError(
+            f"no answer over {self._where} within {timeout_s:g} s: does the agent run?"
+        )
+
     def publish(self, topic: str, payload: Mapping[str, Any]) -> None:
         """Publish a JSON object at QoS 1."""
         self._client.publish(topic, json.dumps(payload), qos=1).wait_for_publish(CONNECT_TIMEOUT_S)

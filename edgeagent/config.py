@@ -25,9 +25,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from edgeagent.cpus import parse_cpus
 from edgeagent.errors import ConfigError, ProtocolError
+from edgeagent.hours import parse_window
 from edgeagent.paths import bundled_model
 from edgeagent.protocol.topics import NODE_PATTERN, PREFIX, REPLY_PREFIXES, check_topic_name
 
+SYSTEM_STATE = Path("/var/lib/edgeagent")
 SYSTEM_FILE = Path("/etc/edgeagent/edgeagent.toml")
 CREDENTIAL = "mqtt-password"
 
@@ -60,7 +62,7 @@ def _cores() -> int:
 
 
 def _state_dir() -> Path:
-    return Path(os.environ.get("STATE_DIRECTORY", "/var/lib/edgeagent").split(":")[0])
+    return Path(os.environ.get("STATE_DIRECTORY", str(SYSTEM_STATE)).split(":")[0])
 
 
 def _credential() -> Path | None:
@@ -196,6 +198,31 @@ class Update:
     soak_crashes: int = _opt(
         3, "engine crashes during probation that bring the old model back", low=1, high=100
     )
+    # As long as its slot is there the way back is a rename.
+    previous_slot_s: float = _opt(
+        0.0,
+        "at the first look so long after a commit the model before becomes a delta that leads "
+        "back to it; 0: only when its room is needed",
+        unit="s",
+        low=0,
+        high=31536000,
+    )
+    # A flat battery in the middle of an update costs nothing but the time to charge it.
+    min_battery_percent: int = _opt(
+        30, "below it no stage begins, unless the battery charges", unit="%", low=0, high=100
+    )
+    # What small boards throttle at; an update is no reason to get there.
+    max_temperature_c: float = _opt(80.0, "above it no stage begins", unit="°C", low=0, high=125)
+    when_throttled: bool = _opt(True, "whether a stage may begin while the board is throttled")
+    when_metered: bool = _opt(True, "whether models are fetched over a metered link")
+    when_busy: bool = _opt(True, "whether a stage may begin while somebody waits for an answer")
+    window: str = _opt("", "hours of the local day in which stages begin, as `22:00-05:30`")
+    metered: str = _opt(
+        "auto",
+        "whether the link is metered; `auto`: as `metered_file` or NetworkManager says",
+        choices=("auto", "yes", "no"),
+    )
+    metered_file: Path | None = _opt(None, "a file that says `yes` or `no`, for `auto`")
     flash_budget_mib: int = _opt(
         0, "what updates may write a day; 0: no limit", unit="MiB", low=0, high=1 << 20
     )
@@ -209,6 +236,11 @@ class Paths:
         _state_dir,
         "models and the state of updates",
         shown="`$STATE_DIRECTORY`, else `/var/lib/edgeagent`",
+    )
+    control_socket: Path | None = _opt(
+        None,
+        "where `edgeagent update` finds the agent",
+        shown="`/run/edgeagent/control.sock`, with another `state_dir` below that",
     )
 
 
@@ -264,6 +296,15 @@ def parse(text: str, source: str) -> Config:
     config = Config(**sections)
     _check_whole(config, source)
     return config
+
+
+def control_socket(paths: Paths) -> Path:
+    """Return where the agent listens: the same for the service and for a command beside it."""
+    if paths.control_socket is not None:
+        return paths.control_socket
+    if paths.state_dir == SYSTEM_STATE:
+        return Path("/run/edgeagent/control.sock")
+    return paths.state_dir / "control.sock"
 
 
 def password(config: Mqtt) -> str | None:
@@ -357,6 +398,10 @@ def _check_whole(config: Config, source: str) -> None:
         parse_cpus(config.engine.cpus)
     except ConfigError as err:
         raise ConfigError(f"{source}: engine.{err}") from err
+    try:
+        parse_window(config.update.window)
+    except ConfigError as err:
+        raise ConfigError(f"{source}: update.window: {err}") from err
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", config.update.repo):
         raise ConfigError(f"{source}: update.repo: expected 1 to 64 of A-Z a-z 0-9 . _ -")
 

@@ -55,6 +55,7 @@ class WayBack(Enum):
     NONE = "none"
     SLOT = "slot"  # it lies beside the active one
     IN_PLACE = "in_place"  # the active one is turned back into it; its engine must not run
+    DELTA = "delta"  # it is made from the active one first, by the updater
 
 
 class Engines:
@@ -200,7 +201,7 @@ class Engines:
         self._soak_crashes = self._soak_crashes + 1 if self._models.is_fresh() else 0
         if self._is_given_up():
             n_failures = max(self._crashes, self._soak_crashes)
-            self._models.revert(f"{n_failures} failures: {reason}")
+            await self._revert(f"{n_failures} failures: {reason}")
             self._crashes = self._soak_crashes = 0
             code = "model_damaged" if isinstance(self.failure, ModelError) else "soak_crashes"
             self._on_change("rolled_back", {"reason": reason, "code": code})
@@ -212,6 +213,14 @@ class Engines:
         ):
             self._beat()
             await asyncio.sleep(min(left_s, self._progress.wake_s))
+
+    async def _revert(self, reason: str) -> None:
+        """Give the model up; a slow disk or a model to be made again hold nobody else up."""
+        reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, reason))
+        while not reverting.done():
+            self._beat()
+            await asyncio.wait([reverting], timeout=self._progress.wake_s)
+        reverting.result()
 
     def _is_given_up(self) -> bool:
         """Whether the model before this one is the better bet: a damaged file never heals."""

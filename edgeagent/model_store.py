@@ -51,6 +51,8 @@ class ModelStore:
         try:
             if not self.store.can_return():
                 return WayBack.NONE
+            if self.store.returns_by_delta():
+                return WayBack.DELTA
             return WayBack.IN_PLACE if self.store.returns_in_place() else WayBack.SLOT
         except UpdateError as err:
             log.error("store.unreadable reason=%r", str(err))

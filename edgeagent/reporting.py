@@ -22,6 +22,7 @@ from edgeagent.protocol.replies import encode
 from edgeagent.protocol.reports import EventLog, ModelState
 from edgeagent.protocol.topics import Topics
 from edgeagent.sensing import Sensing
+from edgeagent.update_history import History
 
 CAPABILITIES = ("stream", "cancel", "deadline", "seed", "energy", "update")
 
@@ -56,6 +57,7 @@ class Reporting:
         self._sensing = sensing
         self._progress = progress
         self._events = EventLog()
+        self.history = History(config.paths.state_dir)
         self._started_s = time.monotonic()
 
     async def run_telemetry(self) -> None:
@@ -77,6 +79,7 @@ class Reporting:
         now_s = time.time()
         if kind in {"engine_failed", "rolled_back", "update_failed"}:
             self.last_error = {"type": kind, "time_s": round(now_s, 3), **data}
+        self.history.add(kind, data, now_s)
         self._mqtt.publish(self._topics.event, self._events.encode(kind, data, now_s), qos=1)
 
     def publish_info(self) -> None:

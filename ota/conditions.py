@@ -9,7 +9,7 @@ network.  Going back is never held back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ota.errors import ConfigError
@@ -19,6 +19,11 @@ _RECHARGE_S = 1800.0
 _COOL_S = 120.0
 _IDLE_S = 60.0
 _NETWORK_S = 900.0
+
+RESUME_COOLER_C = 3.0
+RESUME_CHARGE = 0.03
+"""How far beyond its limit a value must be before a stage that was held back is tried again: a
+board at the limit would else start and stop an updater with every sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Samples:
     """Somebody waits for an answer of the model."""
     minute: int | None = None
     """Minutes of the local day, 0 to 1439; None when the clock is not trusted."""
+    is_throttled: bool | None = None
+    """The board runs slower than it could, for heat or for want of power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class Limits:
     """First minute of the local day at which an update may begin."""
     window_to: int = DAY_MIN
     """The minute at which it may no more; smaller than the first: over midnight."""
+    may_use_throttled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Hold:
     """Why not now, and when to ask again."""
 
     reason: str
-    """``battery``, ``temperature``, ``metered``, ``busy`` or ``window``."""
+    """``battery``, ``temperature``, ``throttled``, ``metered``, ``busy`` or ``window``."""
     detail: str
     retry_after_s: float
 
@@ -64,8 +72,8 @@ class Hold:
 FETCH, STAGE, TRIAL = "fetch", "stage", "trial"
 CHECKS: dict[str, tuple[str, ...]] = {
     FETCH: ("window", "battery", "metered", "temperature"),
-    STAGE: ("window", "battery", "temperature", "busy"),
-    TRIAL: ("battery", "temperature", "busy"),
+    STAGE: ("window", "battery", "temperature", "throttled", "busy"),
+    TRIAL: ("battery", "temperature", "throttled", "busy"),
 }
 """What is asked before each stage.  A trial is short, and nobody wants to wait a day for it."""
 
@@ -77,6 +85,21 @@ def decide(stage: str, samples: Samples, limits: Limits) -> Hold | None:
         if hold is not None:
             return hold
     return None
+
+
+def may_resume(stage: str, samples: Samples, limits: Limits) -> bool:
+    """Say whether a stage that was held back is worth another try: clear of its limits.
+
+    A stage of another version is always worth it: its updater decides again.
+    """
+    if stage not in CHECKS:
+        return True
+    strict = replace(
+        limits,
+        min_battery=min(1.0, limits.min_battery + RESUME_CHARGE),
+        max_temperature_c=limits.max_temperature_c - RESUME_COOLER_C,
+    )
+    return decide(stage, samples, strict) is None
 
 
 def _battery(samples: Samples, limits: Limits) -> Hold | None:
@@ -91,6 +114,12 @@ def _temperature(samples: Samples, limits: Limits) -> Hold | None:
         return None
     detail = f"expected up to {limits.max_temperature_c:g} C, got {samples.temperature_c:g}"
     return Hold("temperature", detail, _COOL_S)
+
+
+def _throttled(samples: Samples, limits: Limits) -> Hold | None:
+    if limits.may_use_throttled or not samples.is_throttled:
+        return None
+    return Hold("throttled", "expected a board at full speed", _COOL_S)
 
 
 def _metered(samples: Samples, limits: Limits) -> Hold | None:
@@ -120,6 +149,7 @@ def _window(samples: Samples, limits: Limits) -> Hold | None:
 _DECISIONS = {
     "battery": _battery,
     "temperature": _temperature,
+    "throttled": _throttled,
     "metered": _metered,
     "busy": _busy,
     "window": _window,
@@ -136,6 +166,7 @@ def parse_samples(table: Any) -> Samples:
         _flag(known.get("is_metered")),
         _flag(known.get("is_busy")),
         _minute(known.get("minute")),
+        _flag(known.get("is_throttled")),
     )
 
 
@@ -161,6 +192,7 @@ def _are_valid(table: Mapping[str, Any]) -> bool:
         _number(table["max_temperature_c"], -100, 300),
         _flag(table["may_use_metered"]),
         _flag(table["may_use_busy"]),
+        _flag(table["may_use_throttled"]),
         _minute(table["window_from"]),
         DAY_MIN if table["window_to"] == DAY_MIN else _minute(table["window_to"]),
     )

@@ -217,7 +217,10 @@ class FlashBudget(StorageError):
     """So much was written for updates today that more would wear out the medium."""
 
     code = "flash_budget"
-    retry_after_s = 3600.0
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TransportError(UpdateError):
@@ -273,9 +276,13 @@ class Gated(UpdateError):
     code = "gated"
     exit_code = EX_TEMPFAIL
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(
+        self, message: str, retry_after_s: float, gate: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.gate = gate or {}
+        """Stage, reason and detail, for those who watch the condition themselves."""
 
 
 class Cancelled(UpdateError):

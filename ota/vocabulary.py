@@ -26,6 +26,7 @@ class Phase(Enum):
 
     IDLE = "idle"
     CHECKING = "checking"
+    GATED = "gated"
     FETCHING = "fetching"
     STAGING = "staging"
     TRIAL = "trial"
@@ -54,6 +55,7 @@ WORDS: dict[Phase, Words] = {
     Phase.CHECKING: Words(
         True, "RETRIEVED", "proceeding", "none", "pending", "INITIATED", "IN_PROGRESS"
     ),
+    Phase.GATED: Words(False, "SCHEDULED", "scheduled", "none", "pending", "QUEUED", "IN_PROGRESS"),
     Phase.FETCHING: Words(
         True, "DOWNLOAD", "download", "none", "downloading", "DOWNLOADING", "IN_PROGRESS"
     ),

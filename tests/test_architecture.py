@@ -25,6 +25,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, set[str]] = {
     "edgeagent.errors": set(),
     "edgeagent.paths": set(),
+    "edgeagent.hours": {"edgeagent.errors"},
+    "edgeagent.surroundings": {
+        "edgeagent.config",
+        "edgeagent.hours",
+        "edgeagent.power",
+        "ota.clock",
+        "ota.conditions",
+    },
+    "edgeagent.update_history": set(),
+    "edgeagent.update_rest": {"edgeagent.protocol"},
     "edgeagent.cpus": {"edgeagent.errors"},
     "edgeagent.pace": set(),
     "edgeagent.protocol": {"edgeagent.errors"},
@@ -34,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "edgeagent.config": {
         "edgeagent.cpus",
         "edgeagent.errors",
+        "edgeagent.hours",
         "edgeagent.paths",
         "edgeagent.protocol",
     },

@@ -66,14 +66,19 @@ def shapes(c):
             yield f"{at}.mlp.{name}_proj.weight", shape
 
 
-def write_masters(path, seed=0, **changes):
-    """Write a Hugging Face directory of random float masters."""
+def write_masters(path, seed=0, *, drift=0.0, **changes):
+    """Write a Hugging Face directory of random float masters.
+
+    Models of one ``seed`` whose ``drift`` differs are as a model before and after a fine-tune.
+    """
     config = CONFIG | changes
-    rng = np.random.default_rng(seed)
+    rng, noise = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
     path.mkdir()
     tensors = []
     for name, shape in shapes(config):
         values = rng.standard_normal(shape, np.float32) if len(shape) == 2 else np.ones(shape)
+        if "proj" in name:
+            values = values + np.float32(drift) * noise.standard_normal(shape, np.float32)
         tensors.append((name, "F32", shape, values.astype("<f4").tobytes()))
     with (path / "model.safetensors").open("wb") as out:
         write_safetensors(out, tensors, {})

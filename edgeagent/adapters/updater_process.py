@@ -59,6 +59,14 @@ class Updater:
         """Tell it that no engine has the active model mapped."""
         self._child.link.send({"op": "quiet"})
 
+    def tell(self, conditions: dict[str, Any]) -> None:
+        """Tell it what the device is like now."""
+        self._child.link.send({"op": "conditions", **conditions})
+
+    def cancel(self) -> None:
+        """Have it give up the release for good, at the next safe point."""
+        self._child.link.send({"op": "cancel", "for_good": True})
+
     async def end(self) -> None:
         """Let it stop at the next safe point; what is on disk is resumed by the next run."""
         self._child.link.send({"op": "cancel"})

@@ -14,7 +14,9 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install", "rollback")
+UPDATE_ACTIONS = ("check", "install", "cancel", "rollback", "status", "history")
+UPDATE_QUESTIONS = frozenset({"status", "history"})
+"""Those that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def parse_update_request(incoming: Incoming) -> tuple[str, str | None]:
     """Return action and transaction of a request for an update.
 
     Raises:
-        ProtocolError: It is not ``{"action": "check" | "install" | "rollback", ...}``.
+        ProtocolError: It is not ``{"action": "check" | "install" | "cancel" | ..., ...}``.
     """
     body = read_object(incoming.payload)
     unknown = sorted(set(body) - {"action", "transaction"})

@@ -37,11 +37,13 @@ class ModelState:
     release_summary: str = ""
     phase: str = "idle"
     progress: float | None = None  # 0 to 1 while something is fetched
+    code: str = ""  # why, if the phase is ``failed``
+    gated: dict[str, Any] | None = None  # what holds a stage back, if the phase is ``gated``
 
     @property
     def is_in_progress(self) -> bool:
         """Whether an update is under way."""
-        return self.phase not in {"idle", "failed", "rolled_back"}
+        return self.phase not in {"idle", "failed", "gated", "rolled_back"}
 
     def encode(self) -> bytes:
         """Return the retained payload."""
@@ -55,6 +57,8 @@ class ModelState:
                 "in_progress": self.is_in_progress,
                 "update_percentage": percentage if self.is_in_progress else None,
                 "phase": self.phase,
+                "code": self.code,
+                "gated": self.gated,
             }
         )
 

@@ -48,6 +48,21 @@ class FlashLedger:
         self._path = path
         self._calls = calls
         self._budget_bytes = budget_bytes
+        self._before_bytes = self._mark_bytes = 0
+
+    @property
+    def run_bytes(self) -> int:
+        """What this run wrote since it was settled last."""
+        return 0 if self._calls is None else self._calls.written_bytes
+
+    @property
+    def update_bytes(self) -> int:
+        """What was written for the update that `begin` named."""
+        return self._before_bytes + self.run_bytes - self._mark_bytes
+
+    def begin(self, before_bytes: int) -> None:
+        """Count for an update from here on; earlier runs wrote ``before_bytes`` for it."""
+        self._before_bytes, self._mark_bytes = before_bytes, self.run_bytes
 
     def check(self, planned_bytes: int, now_s: float) -> None:
         """Refuse to write ``planned_bytes`` more if the day has no room for them.
@@ -57,13 +72,15 @@ class FlashLedger:
         Raises:
             FlashBudget: it must wait for another day.
         """
-        _, used_bytes = self._today(now_s)
+        day, used_bytes = self._today(now_s)
         if self._budget_bytes is None or not used_bytes:
             return
+        used_bytes += self.run_bytes
         if used_bytes + planned_bytes > self._budget_bytes:
             raise FlashBudget(
                 f"expected at most {self._budget_bytes} bytes of writes a day, got {used_bytes} "
-                f"today and {planned_bytes} to come; the update goes on tomorrow"
+                f"today and {planned_bytes} to come; the update goes on tomorrow",
+                min(DAY_S, (day + 1) * DAY_S - now_s),
             )
 
     def settle(self, now_s: float) -> int:
@@ -71,6 +88,7 @@ class FlashLedger:
         if self._calls is None:
             return 0
         n_bytes, self._calls.written_bytes = self._calls.written_bytes, 0
+        self._before_bytes, self._mark_bytes = self.update_bytes + n_bytes, 0
         day, used_bytes = self._today(now_s)
         fields = {"format": 1, "day": day, "bytes": used_bytes + n_bytes}
         self._storage.replace(self._path, json.dumps(fields).encode())

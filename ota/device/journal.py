@@ -35,6 +35,20 @@ class Journal:
     failed_as: str = ""
     """Code of the last failure, and how often in a row it came without any progress."""
     failures: int = 0
+    root: str = ""
+    """The model that is being installed."""
+    cancelled: str = ""
+    """The model whose installation somebody stopped: it begins again on request only."""
+    written_bytes: int = 0
+    """What earlier workers wrote for this update."""
+    refused_at: int = 0
+    """How often targets had been signed when payloads were struck out."""
+
+    def forgive(self, n_targets: int) -> None:
+        """Give struck out payloads another chance if targets have been signed since."""
+        if n_targets != self.refused_at:
+            self.refused.clear()
+            self.refused_at = n_targets
 
 
 def load_journal(path: Path) -> Journal:
@@ -66,6 +80,10 @@ def save_journal(storage: Storage, path: Path, journal: Journal) -> None:
         "in_place": journal.in_place,
         "failed_as": journal.failed_as,
         "failures": journal.failures,
+        "root": journal.root,
+        "cancelled": journal.cancelled,
+        "written_bytes": journal.written_bytes,
+        "refused_at": journal.refused_at,
     }
     storage.replace(path, json.dumps(fields).encode())
 
@@ -78,14 +96,27 @@ def _parse(fields: Any) -> Journal:
             "trials": int(trials),
             "refused": list(refused),
         } if state in {known.value for known in State}:
-            code, failures = fields.get("failed_as"), fields.get("failures")
             return Journal(
                 State(state),
                 payload,
                 trials,
                 [str(item) for item in refused],
                 fields.get("in_place") is True,
-                code if isinstance(code, str) else "",
-                failures if type(failures) is int else 0,
+                _text(fields, "failed_as"),
+                _count(fields, "failures"),
+                _text(fields, "root"),
+                _text(fields, "cancelled"),
+                _count(fields, "written_bytes"),
+                _count(fields, "refused_at"),
             )
     return Journal()
+
+
+def _text(fields: dict[str, Any], key: str) -> str:
+    value = fields.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _count(fields: dict[str, Any], key: str) -> int:
+    value = fields.get(key)
+    return value if type(value) is int and value >= 0 else 0

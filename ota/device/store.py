@@ -5,6 +5,7 @@
     <state_dir>/models/
       slots/<first 16 hex digits of the root>/   a whole model directory, never changed
       patches/<old>-<new>/                       what an update in place changes, both ways
+      ways/<active>-<previous>.way               the model before, as a delta from the active one
       store.json                                 active, previous, quarantine, highest counter,
                                                  and the patch that is under way
 
@@ -17,21 +18,23 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ota.device.patch import apply_patch, patch_name, remove_stale
-from ota.errors import StorageError
+from ota.device.way_back import check_way, follow_way, make_way, open_way, way_name
+from ota.errors import PatchDamaged, StorageError, UpdateError
 from ota.release import (
     RELEASE_FILE,
     Release,
     is_sha256,
     short_root,
 )
-from ota.storage import Disk, Storage, read_release, typed_errors
+from ota.storage import Disk, Storage, read_release, typed_errors, verify_directory
 
 MAX_QUARANTINE = 64  # oldest dropped first; the counter still refuses what was once committed
 MAX_STORE_BYTES = 1 << 20
@@ -66,6 +69,7 @@ class Store:
         self._storage = storage or Disk()
         self.slots_dir = self._directory / "slots"
         self.patches_dir = self._directory / "patches"
+        self.ways_dir = self._directory / "ways"
 
     def active(self) -> Path:
         """Return the directory of the model to run.
@@ -97,6 +101,12 @@ class Store:
     def patch(self, old: str, new: str) -> Path:
         """Return where the patch between two roots lives, or would live."""
         return self.patches_dir / patch_name(old, new)
+
+    def way(self, state: StoreState) -> Path | None:
+        """Return where the delta from the active model to the one before lives, or would live."""
+        if state.active is None or state.previous is None:
+            return None
+        return self.ways_dir / way_name(state.active, state.previous)
 
     def patch_in_place(self, new: str) -> Path:
         """Turn the active slot into ``new`` by its patch; `commit` or `recover` must follow.
@@ -145,7 +155,66 @@ class Store:
             state.previous is None
             or (self.slot(state.previous) / RELEASE_FILE).is_file()
             or self.patch(state.previous, state.active).is_dir()
+            or self.returns_by_delta()
         )
+
+    def returns_by_delta(self) -> bool:
+        """Say whether the model before must be made from the active one first."""
+        state = self.state()
+        way = self.way(state)
+        return (
+            way is not None
+            and state.previous is not None
+            and not self.slot(state.previous).is_dir()
+            and way.is_file()
+        )
+
+    def shrink_previous(
+        self, after_s: float = 0.0, watch: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Replace the slot of the model before by a delta; says whether that made room.
+
+        Args:
+            after_s: leave a slot whose successor was committed less than so long ago
+            watch: called as it goes; may raise to stop
+
+        Raises:
+            StorageError: there is no room for the delta, or it is not worth it; the slot stays.
+        """
+        state = self.state()
+        way = self.way(state)
+        if way is None or state.previous is None or state.active is None:
+            return False
+        slot, active = self.slot(state.previous), self.slot(state.active)
+        committed_s = (self._directory / "store.json").stat().st_mtime
+        if not (slot.is_dir() and active.is_dir()) or time.time() - committed_s < after_s:
+            return False
+        if not _is_whole(way, active, watch):
+            make_way(self._storage, way, active, slot, watch)
+        gone = slot.with_name(f".{slot.name}.gone")
+        self._storage.rename(slot, gone)  # half a slot must not be taken for a model
+        self._storage.remove(gone)
+        return True
+
+    def rebuild_previous(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Make the model before from the active one, as a slot; nothing happens if it is there.
+
+        Raises:
+            PatchDamaged, PayloadError: the delta, or what came of it, is not that model.
+            StorageError: it cannot be written.
+        """
+        state = self.state()
+        way = self.way(state)
+        if way is None or state.previous is None or not self.returns_by_delta():
+            return
+        slot = self.slot(state.previous)
+        unfinished = slot.with_name(f".{slot.name}.new")
+        self._storage.remove(unfinished)
+        self._storage.make_directory(unfinished)
+        follow_way(self._storage, way, self.active(), unfinished, watch)
+        verify_directory(unfinished)
+        self._storage.sync_tree(unfinished)
+        self._storage.rename(unfinished, slot)
 
     def returns_in_place(self) -> bool:
         """Say whether going back changes the files of the active model: its engine must stop."""
@@ -160,8 +229,12 @@ class Store:
     def revert(self, reason: str) -> Path:
         """Give up the active model, quarantine it, and return the one to run instead.
 
-        Nothing happens when the bundled model is active already.
+        Nothing happens when the bundled model is active already.  Where the one before is a delta
+        it is made first; if that cannot be, because the active one is damaged, the bundled model
+        runs.
         """
+        with suppress(UpdateError):
+            self.rebuild_previous()
         is_in_place = self.returns_in_place()
         with self._changing() as state:
             if state.active is not None:
@@ -229,6 +302,8 @@ class Store:
                 if old is not None and new is not None:
                     patches.add(patch_name(old, new))
         remove_stale(self._storage, self.patches_dir, patches)
+        way = self.way(state)
+        remove_stale(self._storage, self.ways_dir, set() if way is None else {way.name})
 
     @contextmanager
     def _changing(self) -> Iterator[StoreState]:
@@ -237,6 +312,17 @@ class Store:
         with typed_errors(lock), lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield self.state()
+
+
+def _is_whole(way: Path, active: Path, watch: Callable[[], None]) -> bool:
+    """Say whether a way that is there leads where it says."""
+    if not way.is_file():
+        return False
+    try:
+        check_way(way, active, watch)
+    except PatchDamaged:
+        return False
+    return open_way(way).start == read_release(active).root
 
 
 def _with_reason(quarantine: dict[str, str], root: str, reason: str) -> dict[str, str]:

@@ -122,6 +122,12 @@ class TufClient:
         self.high_water.raise_to(updater.checked_mark())
         self._updater = updater
 
+    @property
+    def n_targets(self) -> int:
+        """A number that grows whenever somebody signs targets anew."""
+        versions = self.high_water.mark.versions
+        return sum(n for role, n in versions.items() if role not in {"timestamp", "snapshot"})
+
     def target(self, name: str) -> Target | None:
         """Return the signed target ``name``, or None if there is none."""
         info = self.target_file(name)

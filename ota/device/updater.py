@@ -18,47 +18,36 @@ from ota.conditions import FETCH, STAGE, TRIAL, Limits, Samples, decide
 from ota.device.download import Download
 from ota.device.flash import FlashLedger
 from ota.device.journal import load_journal, save_journal
+from ota.device.offers import read_offer, read_payloads
+from ota.device.room import PATCH_SHARE, Room
 from ota.device.source import Source
 from ota.device.staging import Stager
 from ota.device.store import Store
-from ota.device.tuf_client import Target, TufClient
+from ota.device.tuf_client import TufClient
 from ota.errors import (
     Cancelled,
+    FlashBudget,
     Gated,
-    NoPayload,
     PayloadError,
-    ReleaseRefused,
     StorageError,
-    StorageFull,
     TransportError,
     UpdateError,
+    WireError,
 )
 from ota.machine import Action, Event, State, UpdateMachine
 from ota.release import Release
 from ota.retry import retry_after_s, uncounted_after_s
-from ota.storage import RESERVE_BYTES, Storage, read_release, verify_directory
+from ota.storage import Storage, read_release, verify_directory
 from ota.trust import (
-    MAX_PAYLOAD_BYTES,
     Device,
     Offer,
     Payload,
     accept,
-    channel_target,
-    choose_payload,
-    delta_target,
-    full_target,
-    parse_channel,
-    parse_offer,
-    parse_payload,
-    release_target,
 )
 
 MAX_TRIALS = (
     3  # a slot that takes the agent down is offered again after each restart, but not for ever
 )
-PATCH_SHARE = 20
-"""Room for an update in place, in lengths of its delta: a flip is about a byte there, and 30 bytes
-in the patch, which knows both ways."""
 PROGRESS_STEP = 0.02  # fifty reports an update are enough for any display
 
 
@@ -91,8 +80,12 @@ class Agent(Protocol):
         """Raise ``Cancelled`` if the agent wants us to stop."""
         ...
 
+    def wants_cancel(self) -> bool:
+        """Say whether somebody asked to give this release up, not merely to stop for now."""
+        ...
+
     def samples(self) -> Samples:
-        """Return what the device is like now, as far as the agent has said."""
+        """Return what the device is like now, as far as the agent knows."""
         ...
 
 
@@ -104,6 +97,11 @@ class Board:
     agent_version: str
     limits: Limits = field(default_factory=Limits)
     """When the stages of an update may begin."""
+    is_requested: bool = True
+    """Somebody asked for this run: what was cancelled or struck out here is tried again."""
+    shrink_after_s: float | None = None
+    """How long after a commit the slot of the model before may become a delta; None: only for
+    room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +158,10 @@ class Updater:
         self._started_s = time.monotonic()
         self._storage.make_directory(self._directory)
         self._journal = load_journal(self._journal_path)
+        if board.is_requested:
+            self._journal.cancelled = ""
+            self._journal.refused.clear()
+        self._ledger.begin(self._journal.written_bytes)
         self._machine = UpdateMachine(self._journal.state)
 
     def run(self) -> UpdateError | None:
@@ -199,7 +201,9 @@ class Updater:
             self._journal.refused.append(self._plan.payload.sha256)
             self._save()
             return Event.PAYLOAD_REFUSED
-        if isinstance(err, (Cancelled, Gated, TransportError, StorageError)):
+        if isinstance(err, Cancelled) and self._agent.wants_cancel():
+            self._give_up()
+        if isinstance(err, (Cancelled, Gated, TransportError, StorageError, WireError)):
             return Event.INTERRUPTED
         return Event.FAILED
 
@@ -227,8 +231,9 @@ class Updater:
     def _refresh(self) -> Event:
         self._store.recover()
         self._tuf.refresh()
+        self._journal.forgive(self._tuf.n_targets)
         base = self._store.active_release()
-        offer, release_sha256 = self._offer(base.name)
+        offer, release_sha256 = read_offer(self._tuf, base.name)
         state = self._store.state()
         device = Device(
             self._board.hardware,
@@ -240,21 +245,17 @@ class Updater:
         self._tuf.high_water.raise_counter(base.name, device.counter)
         if not accept(offer, device):
             return Event.NOTHING_NEW
-        payloads = [
-            payload
-            for target in (
-                delta_target(offer.name, base.root, offer.root),
-                full_target(offer.name, offer.version),
-            )
-            if (payload := self._payload(target)) is not None
-            and payload.sha256 not in self._journal.refused
-        ]
-        payload, in_place = self._choose(offer, payloads, base)
+        if offer.root == self._journal.cancelled:
+            raise Cancelled(f"{offer.name} {offer.version}: cancelled here; install it on request")
+        payloads = read_payloads(self._tuf, offer, base.root, self._journal.refused)
+        room = Room(self._storage, self._store, self._directory, self._agent.check_stop)
+        payload, in_place = room.choose(offer, payloads, base.root, self._journal, self._error)
         if payload.sha256 != self._journal.payload_sha256:
             self._ledger.check(payload.length + payload.written_bytes, time.time())
             self._clean(keep_refused=True)
             self._journal.failures = 0  # something new, and so a fresh budget
             self._journal.payload_sha256 = payload.sha256
+        self._journal.root = offer.root
         self._plan = _Plan(base, offer, payload, release_sha256, in_place)
         self._error = None
         return Event.RELEASE_ACCEPTED
@@ -282,6 +283,7 @@ class Updater:
     def _stage(self) -> Event:
         self._gate(STAGE)
         plan = self._the_plan()
+        self._ledger.check(_bytes_to_write(plan), time.time())
         stager = Stager(self._store, self._storage, self._agent.check_stop)
         if plan.in_place:
             self._store.forget_previous()  # its files may be the ones that change
@@ -341,7 +343,9 @@ class Updater:
         """Raise ``Gated`` if a condition holds ``stage`` back."""
         hold = decide(stage, self._agent.samples(), self._board.limits)
         if hold is not None:
-            raise Gated(f"{stage} waits for {hold.reason}: {hold.detail}", hold.retry_after_s)
+            gate = {"stage": stage, "reason": hold.reason, "detail": hold.detail}
+            said = f"{stage} waits for {hold.reason}: {hold.detail}"
+            raise Gated(said, hold.retry_after_s, gate)
 
     def _commit(self) -> None:
         plan = self._the_plan()
@@ -371,18 +375,27 @@ class Updater:
 
     def _report_end(self, event: dict[str, Any]) -> None:
         """Report what the store has decided for good; only then clear up."""
-        self._agent.report(event)
+        self._agent.report(event | {"written_bytes": self._ledger.update_bytes})
         with suppress(StorageError):  # it is decided; the next worker clears up
             self._clean()
 
+    def _give_up(self) -> None:
+        """Remember what was cancelled; a trial that was stopped by hand is none."""
+        self._journal.cancelled = self._journal.root
+        if self._machine.state is State.TRIAL:
+            self._journal.trials = max(0, self._journal.trials - 1)
+
     def _discard(self) -> None:
         failures = self._journal.failures  # or a failure that lasts would be a first one each time
-        self._clean()
+        self._clean(keep_refused=True)  # or the next look would fetch it all again
         self._journal.failures = failures
         self._keep()
 
     def _finish(self) -> None:
         self._clean()
+        if self._board.shrink_after_s is not None:
+            with suppress(StorageError):
+                self._store.shrink_previous(self._board.shrink_after_s, self._agent.check_stop)
         self._agent.report({"event": "up_to_date", "version": self._store.installed_version()})
 
     def _keep(self) -> None:
@@ -396,6 +409,8 @@ class Updater:
                 "code": error.code,
                 "message": str(error),
                 "retry_after_s": wait_s,
+                "written_bytes": self._ledger.update_bytes,
+                **({"gate": error.gate} if isinstance(error, Gated) else {}),
             }
         )
 
@@ -410,52 +425,11 @@ class Updater:
         except StorageError:
             return uncounted_after_s(error.code, random.random())
         wait_s = retry_after_s(error.code, journal.failures, random.random())
+        if isinstance(error, FlashBudget):
+            return error.retry_after_s
         if wait_s is None or error.retry_after_s is None:
             return wait_s
         return max(wait_s, error.retry_after_s) if isinstance(error, Gated) else wait_s
-
-    # Reading what is signed.
-
-    def _offer(self, name: str) -> tuple[Offer, str]:
-        channel = self._required(channel_target(name))
-        version = parse_channel(channel.custom, name)
-        target = self._required(release_target(name, version))
-        return parse_offer(target.custom, name, version), target.sha256
-
-    def _required(self, name: str) -> Target:
-        target = self._tuf.target(name)
-        if target is None:
-            raise ReleaseRefused(f"{name}: the repository has no such target; release it there")
-        return target
-
-    def _payload(self, name: str) -> Payload | None:
-        target = self._tuf.target(name)
-        if target is None:
-            return None
-        return parse_payload(target.custom, name, target.length, target.sha256)
-
-    def _choose(self, offer: Offer, payloads: list[Payload], base: Release) -> tuple[Payload, bool]:
-        """Return the payload, and whether there is no room for a slot beside the active one."""
-        for payload in payloads:
-            if payload.sha256 == self._journal.payload_sha256:
-                return payload, self._journal.in_place  # room was found when it was begun
-        free_bytes = self._storage.free_bytes(self._directory) - RESERVE_BYTES
-        self._journal.in_place = False
-        try:
-            payload = choose_payload(offer, payloads, base.root, min(free_bytes, MAX_PAYLOAD_BYTES))
-        except StorageFull:
-            deltas = [each for each in payloads if each.base == base.root]
-            if self._store.state().active != base.root or not deltas:
-                raise
-            payload = min(deltas, key=lambda each: each.length)
-            if free_bytes < payload.length * PATCH_SHARE:
-                raise
-            self._journal.in_place = True
-        except NoPayload as err:
-            if isinstance(self._error, PayloadError):
-                raise NoPayload(f"{err} (refused: {self._error})") from self._error
-            raise
-        return payload, self._journal.in_place
 
     def _the_plan(self) -> _Plan:
         if self._plan is None:
@@ -470,6 +444,7 @@ class Updater:
         self._store.collect()
         self._journal.payload_sha256 = None
         self._journal.trials = 0
+        self._ledger.begin(0)
         if not keep_refused:
             self._journal.failures = 0
         if not keep_refused:
@@ -477,6 +452,7 @@ class Updater:
         self._save()
 
     def _save(self) -> None:
+        self._journal.written_bytes = self._ledger.update_bytes
         save_journal(self._storage, self._journal_path, self._journal)
 
     def _report_state(self, progress: float | None = None) -> None:
@@ -492,3 +468,10 @@ class Updater:
                 "clock_untrusted": not self._tuf.is_clock_trusted,
             }
         )
+
+
+def _bytes_to_write(plan: _Plan) -> int:
+    """Return about how much staging and applying will write."""
+    if plan.in_place:
+        return plan.payload.length * PATCH_SHARE
+    return plan.payload.written_bytes

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ota.conditions import Samples, parse_limits, parse_samples
 from ota.device.dir_source import DirSource
 from ota.device.flash import CountingCalls, FlashLedger
 from ota.device.http_source import HttpSource
+from ota.device.journal import load_journal, save_journal
 from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.device.store import Store
@@ -41,6 +43,8 @@ from ota.storage import Disk, typed_errors
 from ota.wire import is_reply_topic, is_repo, reply_topic
 
 MAX_LINE_BYTES = 1 << 20  # the limit of every link between our processes
+POLL, CANCEL, REBUILD = "poll", "cancel", "rebuild"
+ANSWER_S = 10.0  # for the agent to read its sensors; then what it said last holds
 MAX_ROOT_BYTES = 1 << 18  # root metadata with a few hundred keys
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -62,6 +66,9 @@ class Start:
     """What updates may write a day."""
     http: HttpSource | None = None
     """A repository on a web server, instead of a broker."""
+    action: str = ""
+    """``poll`` for a look of its own accord, ``cancel``, ``rebuild`` for the model before the
+    active one; anything else is somebody's request."""
 
 
 def parse_start(line: bytes) -> Start:
@@ -91,11 +98,14 @@ def parse_start(line: bytes) -> Start:
             _text(fields, "hardware"),
             _text(fields, "agent_version"),
             parse_limits(fields.get("limits")),
+            fields.get("action", "install") != POLL,
+            _parse_seconds(fields.get("shrink_after_s")),
         ),
         _parse_broker(fields.get("mqtt")) if needs_broker else None,
         None if directory is None else Path(_text(fields, "directory")),
         _parse_budget(fields.get("flash_budget_bytes")),
         None if http is None else _parse_http(http),
+        str(fields.get("action", "")),
     )
 
 
@@ -109,12 +119,15 @@ class AgentLink:
         self._stop = threading.Event()
         self._is_quiet = threading.Event()
         self._samples = Samples()
+        self._has_samples = threading.Event()
+        self._can_ask = self._is_cancelled = False
 
     def read_start(self) -> Start:
         """Read the first line, then listen in the background."""
         line = self._input.readline(MAX_LINE_BYTES)
         start = parse_start(line)
-        self._samples = parse_samples(json.loads(line).get("conditions"))
+        conditions = json.loads(line).get("conditions")
+        self._samples, self._can_ask = parse_samples(conditions), conditions is not None
         threading.Thread(target=self._listen, name="agent", daemon=True).start()
         return start
 
@@ -145,8 +158,17 @@ class AgentLink:
             raise Cancelled("asked to stop; what was done is kept")
 
     def samples(self) -> Samples:
-        """Return what the agent said last about the device."""
+        """Return what the device is like now; an agent that began with conditions is asked."""
+        if self._can_ask:
+            self._has_samples.clear()
+            self.report({"event": "conditions"})
+            self._has_samples.wait(ANSWER_S)
+            self.check_stop()
         return self._samples
+
+    def wants_cancel(self) -> bool:
+        """Say whether somebody asked to give this release up, not merely to stop for now."""
+        return self._is_cancelled
 
     def is_stopped(self) -> bool:
         """Say whether the agent wants us to stop, or is gone."""
@@ -155,16 +177,19 @@ class AgentLink:
     def _listen(self) -> None:
         while line := self._next_line():
             match _load(line):
-                case {"op": "cancel"}:
+                case {"op": "cancel", **rest}:
+                    self._is_cancelled = rest.get("for_good") is True
                     break
                 case {"op": "quiet"}:
                     self._is_quiet.set()
                 case {"op": "conditions", **rest}:
                     self._samples = parse_samples(rest)
+                    self._has_samples.set()
                 case {"op": "trial", "ok": bool(is_good), **rest}:
                     self._verdicts.put(_verdict(is_good, rest))
         self._stop.set()
         self._is_quiet.set()
+        self._has_samples.set()
         self._verdicts.put(None)
 
     def _next_line(self) -> bytes:
@@ -179,6 +204,11 @@ def run_worker(link: socket.socket) -> int:
     agent = AgentLink(link)
     try:
         start = agent.read_start()
+        if start.action == CANCEL:
+            _cancel(start.state_dir / "ota")
+        if start.action == REBUILD:
+            _rebuild(start, agent)
+            return os.EX_OK
         with _only_worker(start.state_dir / "ota"), _open_source(start, agent) as source:
             calls = CountingCalls()
             storage = Disk(calls)
@@ -231,6 +261,33 @@ def _only_worker(directory: Path) -> Iterator[None]:
         yield
 
 
+def _cancel(directory: Path) -> None:
+    """Give up the release that an earlier worker left unfinished; a later one is not held."""
+    with _only_worker(directory):
+        path = directory / "update.json"
+        journal = load_journal(path)
+        journal.cancelled = journal.root
+        save_journal(Disk(), path, journal)
+    raise Cancelled("cancelled on request; what was fetched is kept")
+
+
+def _rebuild(start: Start, agent: AgentLink) -> None:
+    """Make the model before the active one from its delta; no network is asked for anything."""
+    began_s, calls = time.monotonic(), CountingCalls()
+    with _only_worker(start.state_dir / "ota"):
+        store = Store(start.state_dir, start.bundled_dir, Disk(calls))
+        store.rebuild_previous(agent.check_stop)
+        ledger = FlashLedger(Disk(calls), start.state_dir / "ota" / "flash.json", calls, None)
+        n_bytes = ledger.settle(time.time())
+    agent.report(
+        {
+            "event": "rebuilt",
+            "written_bytes": n_bytes,
+            "seconds": round(time.monotonic() - began_s, 3),
+        }
+    )
+
+
 def _open_source(start: Start, agent: AgentLink) -> Source:
     if start.http is not None:
         start.http.is_stopped = agent.is_stopped
@@ -275,6 +332,14 @@ def _parse_budget(value: Any) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
         raise ConfigError(f"expected flash_budget_bytes to be a number or null, got {value!r}")
     return value
+
+
+def _parse_seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ConfigError(f"expected shrink_after_s to be a number or null, got {value!r}")
+    return float(value)
 
 
 def _parse_http(fields: Any) -> HttpSource:

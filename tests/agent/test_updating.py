@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeagent.adapters.engine_process import EngineSettings
-from edgeagent.engines import Engines
+from edgeagent.engines import Engines, WayBack
 from edgeagent.errors import AdapterError
 from edgeagent.progress import Progress
 from edgeagent.protocol.messages import Incoming
@@ -18,6 +18,22 @@ from tests.fakes import ENGINE_COMMAND, FakeModels
 SETTINGS = EngineSettings(command=ENGINE_COMMAND, start_timeout_s=10, hang_timeout_s=10)
 TIMEOUT_S = 10
 DIES = object()
+CANCELLED = {"event": "failed", "code": "cancelled", "message": "stop", "retry_after_s": None}
+
+
+class FakeSurroundings:
+    """Surroundings that a test changes."""
+
+    def __init__(self):
+        self.limits = {"max_temperature_c": 80.0}
+        self.is_clear = False
+
+    async def take(self):
+        return {"temperature_c": 40.0 if self.is_clear else 90.0}
+
+    async def may_resume(self, stage):
+        assert stage == "stage"
+        return self.is_clear
 
 
 class FakeUpdater:
@@ -29,6 +45,7 @@ class FakeUpdater:
         self.judged = asyncio.Event()
         self.ended = False
         self.is_quiet = False
+        self.told = []
 
     def quiet(self):
         self.is_quiet = True
@@ -51,6 +68,13 @@ class FakeUpdater:
         self.verdicts.append((ok, reason, code))
         self.judged.set()
 
+    def tell(self, conditions):
+        self.told.append(conditions)
+
+    def cancel(self):
+        self.script.append(CANCELLED)
+        self.judged.set()
+
     async def end(self):
         self.ended = True
 
@@ -61,6 +85,7 @@ class FakeUpdater:
 class FakeOutlet:
     def __init__(self):
         self.states, self.responses, self.events = [], [], []
+        self.history = None
         self.changed = asyncio.Event()
 
     def publish_state(self, state):
@@ -88,6 +113,7 @@ class Site:
         )
         self.updaters = []
         self.starts = []
+        self.surroundings = FakeSurroundings()
         self.scripts = list(scripts)
         self.updating = Updating(
             lambda action: {"action": action},
@@ -97,7 +123,8 @@ class Site:
             progress,
             is_enabled=is_enabled,
             poll_interval_s=1000,
-            trial_timeout_s=2,
+            trial_timeout_s=5,
+            surroundings=self.surroundings,
             start=self._start,
         )
 
@@ -277,7 +304,7 @@ def test_requests_are_answered_and_start_the_updater():
         assert site.outlet.responses == [
             {"status": "ok", "data": {"action": "check"}, "transaction": "t"}
         ]
-        await site.until(lambda: site.starts == [{"action": "check"}])
+        await site.until(lambda: [start["action"] for start in site.starts] == ["check"])
         site.request(action="explode")
         assert site.outlet.responses[1]["status"] == "error"
 
@@ -386,3 +413,181 @@ def test_an_engine_that_loads_another_model_than_was_staged_is_not_believed():
         assert (ok, reason, code) == (False, "expected root 11, got 00", "health_root")
 
     on_site([], body)
+
+
+GATED = {
+    "event": "failed",
+    "code": "gated",
+    "message": "stage waits for temperature: expected up to 80 C, got 90",
+    "retry_after_s": 300,
+    "gate": {"stage": "stage", "reason": "temperature", "detail": "expected up to 80 C, got 90"},
+}
+UP_TO_DATE = {"event": "up_to_date", "version": "1.0.0"}
+
+
+@pytest.fixture
+def quick_gates(monkeypatch):
+    """A condition that is over is believed at once."""
+    monkeypatch.setattr("edgeagent.update_rest.GATE_FIRST_S", 0.0)
+    monkeypatch.setattr("edgeagent.updating.GATE_STEP_S", 0.01)
+
+
+def gates(site):
+    return [data for kind, data in site.outlet.events if kind == "update_gated"]
+
+
+def test_the_updater_is_told_the_surroundings_at_its_start_and_when_it_asks():
+    async def body(site):
+        site.request(action="check")
+        await site.until(lambda: site.updaters and site.updaters[0].ended)
+        start = site.starts[0]
+        assert start["limits"] == {"max_temperature_c": 80.0}
+        assert start["conditions"] == {"temperature_c": 90.0}
+        assert site.updaters[0].told == [{"temperature_c": 90.0}]
+
+    on_site([[FETCHING, {"event": "conditions"}, UP_TO_DATE]], body)
+
+
+def test_a_stage_that_is_held_back_is_told_and_goes_on_when_the_condition_is_over(quick_gates):
+    async def body(site):
+        site.notice()
+        state = await site.phase("gated")
+        assert state["gated"]["reason"] == "temperature"
+        assert state["gated"]["again_at_s"] > 0
+        assert (state["in_progress"], state["code"]) == (False, "")
+        assert "got 90" in state["release_summary"]
+        await asyncio.sleep(0.1)
+        assert len(site.starts) == 1  # no updater runs while it is hot
+        site.surroundings.is_clear = True
+        await site.event("update_committed")
+        assert site.starts[1]["action"] == "poll"
+        assert site.outlet.states[-1]["gated"] is None
+        assert len(gates(site)) == 1
+
+    on_site([[FETCHING, GATED], [FETCHING, staged(), COMMITTED]], body)
+
+
+def test_the_same_condition_again_is_one_event_and_another_one_a_second(quick_gates):
+    busy = GATED | {"gate": {"stage": "stage", "reason": "busy", "detail": "x"}}
+
+    async def body(site):
+        site.surroundings.is_clear = True
+        site.notice()
+        await site.until(lambda: len(site.starts) == 4)
+        assert [gate["reason"] for gate in gates(site)] == ["temperature", "busy"]
+
+    checking = {"event": "state", "state": "checking", "progress": None}
+    on_site([[checking, GATED], [checking, GATED], [checking, busy], [UP_TO_DATE]], body)
+
+
+def test_a_notice_supersedes_what_is_held_back(quick_gates):
+    async def body(site):
+        site.notice(b"1")
+        await site.phase("gated")
+        site.notice(b"2")
+        await site.event("update_committed")
+        assert len(site.starts) == 2
+
+    on_site([[FETCHING, GATED], [staged(), COMMITTED]], body)
+
+
+def test_what_is_held_back_is_cancelled_by_an_updater_that_only_remembers_it(quick_gates):
+    async def body(site):
+        site.notice()
+        await site.phase("gated")
+        site.request(action="cancel")
+        assert (await site.event("update_failed"))["code"] == "cancelled"
+        assert site.starts[1]["action"] == "cancel"
+        site.surroundings.is_clear = True
+        await asyncio.sleep(0.1)
+        assert len(site.starts) == 2  # nothing goes on by itself
+        assert site.outlet.states[-1]["code"] == "cancelled"
+
+    on_site([[FETCHING, GATED], [CANCELLED]], body)
+
+
+def test_a_running_update_is_cancelled_in_its_trial_and_no_engine_is_left():
+    async def body(site):
+        old = site.engines.current
+        site.notice()
+        await site.phase("trial")
+        site.request(action="cancel", transaction="t")
+        assert site.outlet.responses[-1]["status"] == "ok"
+        assert (await site.event("update_failed"))["code"] == "cancelled"
+        assert site.updaters[0].verdicts == []
+        assert site.engines.current is old
+        assert site.updating._proving is None
+
+    on_site([[staged("slow-1.1.0")]], body)
+
+
+def test_there_is_nothing_to_cancel_at_rest():
+    async def body(site):
+        site.request(action="cancel")
+        assert site.outlet.responses[-1]["error"] == "nothing is under way"
+
+    on_site([], body)
+
+
+def test_what_trying_again_cannot_help_is_left_until_something_new_comes():
+    failed = {"event": "failed", "code": "no_payload", "message": "x", "retry_after_s": None}
+
+    async def body(site):
+        site.notice(b"1")
+        await site.event("update_failed")
+        assert site.updating._rest.seconds > 43_200
+        site.notice(b"1")
+        await asyncio.sleep(0.05)
+        assert len(site.starts) == 1
+        site.request(action="install")
+        await site.until(lambda: len(site.starts) == 2)
+        assert site.starts[1]["action"] == "install"
+
+    on_site([[failed], [UP_TO_DATE]], body)
+
+
+class WithDelta(FakeModels):
+    """Models whose one before the active is a delta."""
+
+    def way_back(self):
+        return WayBack.DELTA if len(self.paths) > 1 else WayBack.NONE
+
+
+def two_models(site):
+    site.models.__class__ = WithDelta
+    return site
+
+
+def test_a_model_that_is_a_delta_is_made_while_the_active_one_answers():
+    async def body(site):
+        two_models(site)
+        old = site.engines.current
+        site.scripts.append([lambda: running.append(site.engines.current is old), REBUILT])
+        running = []
+        site.request(action="rollback")
+        assert (await site.event("rolled_back"))["version"] == "1.1.0"
+        assert running == [True]
+        assert site.starts[0]["action"] == "rebuild"
+        assert site.updaters[0].ended
+        await site.until(
+            lambda: site.engines.current and site.engines.current.ready.version == "1.0.0"
+        )
+
+    on_site([], body, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+def test_a_way_back_that_is_lost_changes_nothing():
+    async def body(site):
+        two_models(site)
+        old = site.engines.current
+        site.request(action="rollback")
+        event = await site.event("update_failed")
+        assert event["code"] == "patch_damaged"
+        assert site.models.reverted == []
+        assert site.engines.current is old
+
+    failed = {"event": "failed", "code": "patch_damaged", "message": "lost", "retry_after_s": None}
+    on_site([[failed]], body, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+REBUILT = {"event": "rebuilt", "seconds": 0.1, "written_bytes": 10}

@@ -129,9 +129,13 @@ class ScriptedAgent:
         self.n_checks = 0
         self.n_quiesced = 0
         self.now = Samples()
+        self.is_cancelled = False
 
     def samples(self):
         return self.now
+
+    def wants_cancel(self):
+        return self.is_cancelled
 
     def report(self, event) -> None:
         self.said.append(dict(event))

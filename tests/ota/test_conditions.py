@@ -14,13 +14,14 @@ from ota.conditions import (
     Limits,
     Samples,
     decide,
+    may_resume,
     parse_limits,
     parse_samples,
 )
 from ota.errors import ConfigError
 
-STRICT = Limits(0.5, 60, False, False, 22 * 60, 6 * 60)
-GOOD = Samples(0.9, False, 40.0, False, False, 23 * 60)
+STRICT = Limits(0.5, 60, False, False, 22 * 60, 6 * 60, False)
+GOOD = Samples(0.9, False, 40.0, False, False, 23 * 60, False)
 
 
 @pytest.mark.parametrize("stage", [FETCH, STAGE, TRIAL])
@@ -34,6 +35,7 @@ def test_what_is_not_known_holds_nothing_back(stage):
     [
         ({"battery": 0.4}, "battery"),
         ({"temperature_c": 60.5}, "temperature"),
+        ({"is_throttled": True}, "throttled"),
         ({"is_metered": True}, "metered"),
         ({"is_busy": True}, "busy"),
         ({"minute": 12 * 60}, "window"),
@@ -87,3 +89,24 @@ def test_samples_of_any_shape_are_read(table):
 def test_limits_of_any_shape_are_read_or_refused(table):
     with contextlib.suppress(ConfigError):
         decide(FETCH, GOOD, parse_limits(table))
+
+
+@given(
+    st.sampled_from([FETCH, STAGE, TRIAL]),
+    st.builds(Samples, st.floats(0, 1), st.booleans(), st.floats(-40, 120)),
+    st.builds(Limits, st.floats(0, 1), st.floats(0, 125)),
+)
+def test_what_may_resume_may_begin(stage, samples, limits):
+    if may_resume(stage, samples, limits):
+        assert decide(stage, samples, limits) is None
+
+
+def test_a_board_at_its_limit_is_not_clear_of_it():
+    at_limit = Samples(0.5, False, 60.0)
+    assert decide(STAGE, at_limit, Limits(0.5, 60)) is None
+    assert not may_resume(STAGE, at_limit, Limits(0.5, 60))
+    assert may_resume(STAGE, Samples(1.0, False, 20.0), Limits(1.0, 60))  # full is full
+
+
+def test_a_stage_of_another_version_is_left_to_its_updater():
+    assert may_resume("polish", Samples(0.0, False, 99.0), Limits())

@@ -48,7 +48,7 @@ def test_an_update_is_checked_for_or_installed():
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ({}, "action: expected one of check, install, rollback, got null"),
+        ({}, "action: expected one of check, install, cancel, rollback, status, history, got null"),
         ({"action": "downgrade"}, 'got "downgrade"'),
         ({"action": "check", "force": True}, 'unknown field "force"'),
         ({"action": "check", "transaction": 1}, "transaction: expected"),

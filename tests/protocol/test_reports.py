@@ -35,12 +35,14 @@ def test_the_model_is_an_update_entity_of_home_assistant():
         "in_progress",
         "update_percentage",
         "phase",
+        "code",
+        "gated",
     }
     assert (entity["in_progress"], entity["update_percentage"]) == (True, 26)
     assert len(entity["release_summary"]) == 255
 
 
-@pytest.mark.parametrize("phase", ["idle", "failed", "rolled_back"])
+@pytest.mark.parametrize("phase", ["idle", "failed", "gated", "rolled_back"])
 def test_nothing_is_in_progress_at_rest(phase):
     entity = json.loads(ModelState("t", "1", "1", phase=phase, progress=0.5).encode())
     assert (entity["in_progress"], entity["update_percentage"]) == (False, None)

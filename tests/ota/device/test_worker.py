@@ -18,7 +18,7 @@ from ota.mqtt import Broker
 from ota.storage import verify_directory
 from tests.brokers import Amqtt
 from tests.ota.harness import REPO_ROOT, Device, Worker, make_fleet
-from tests.ota.models import Shape
+from tests.ota.models import Shape, flip, random_shards, write_model
 
 START = (
     b'{"op": "start", "state_dir": "s", "bundled_dir": "b", "repo": "r", "node": "n", '
@@ -104,12 +104,10 @@ def test_an_update_over_mqtt_3_1_1_is_committed(tmp_path, fleet):
 def test_an_update_from_a_directory_is_rolled_back_on_request(tmp_path, fleet):
     device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
     said = device.update(is_good=False, reason="logits differ")
-    assert said[-1] == {
-        "event": "rolled_back",
-        "version": "1.1.0",
-        "reason": "logits differ",
-        "code": "health_failed",
-    }
+    assert said[-1]["event"] == "rolled_back"
+    assert (said[-1]["version"], said[-1]["reason"]) == ("1.1.0", "logits differ")
+    assert said[-1]["written_bytes"] > 0
+    assert said[-1]["code"] == "health_failed"
     assert device.store.installed_version() == "1.0.0"
     assert device.update()[-1]["code"] == "quarantined"
 
@@ -210,3 +208,113 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_new_model(
     assert device.update()[-1]["event"] in ("committed", "up_to_date")
     responder.close()
     assert verify_directory(device.store.active()).version == "1.1.0"
+
+
+HOT = {"temperature_c": 99.0}
+COOL = {"temperature_c": 30.0}
+
+
+def test_an_agent_that_brings_samples_is_asked_before_each_stage(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path), conditions=COOL)
+    asked = []
+    with device.worker() as worker:
+        state = ""
+        while (said := worker.read()) is not None:
+            state = said.get("state", state)
+            if said["event"] == "conditions":
+                asked.append(state)
+                worker.send({"op": "conditions", **COOL})
+            elif said["event"] == "staged":
+                worker.send({"op": "trial", "ok": True})
+    assert asked == ["fetching", "staging", "trial"]
+    assert device.store.installed_version() == "1.1.0"
+
+
+def test_what_the_agent_answers_holds_a_stage_back(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path), conditions=COOL)
+    with device.worker() as worker:
+        worker.read_until("state", "staging")
+        assert worker.read()["event"] == "conditions"
+        worker.send({"op": "conditions", **HOT})
+        said = worker.read()
+    assert said["code"] == "gated"
+    assert said["gate"]["stage"] == "stage" and said["gate"]["reason"] == "temperature"
+    assert device.store.installed_version() == "1.0.0"
+
+
+def test_an_agent_that_does_not_answer_is_waited_for_only_so_long(tmp_path, fleet, monkeypatch):
+    from ota.device.worker import AgentLink
+
+    monkeypatch.setattr("ota.device.worker.ANSWER_S", 0.05)
+    ours, theirs = socket.socketpair()
+    start = json.loads(START) | {"conditions": HOT}
+    ours.sendall(json.dumps(start).encode() + b"\n")
+    with ours, theirs:
+        link = AgentLink(theirs)
+        link.read_start()
+        assert link.samples().temperature_c == 99.0
+
+
+def test_a_cancelled_release_begins_again_on_request_only(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    with device.worker(action="poll") as worker:
+        worker.read_until("staged")
+        worker.send({"op": "cancel", "for_good": True})
+        assert worker.read()["code"] == "cancelled"
+    said = device.update(action="poll")[-1]
+    assert (said["code"], said["retry_after_s"]) == ("cancelled", None)
+    assert "install it on request" in said["message"]
+    assert device.update(action="install")[-1]["event"] == "committed"
+
+
+def test_a_stop_that_nobody_asked_for_holds_nothing(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    with device.worker(action="poll") as worker:
+        worker.read_until("staged")
+        worker.send({"op": "cancel"})
+        assert worker.read()["code"] == "cancelled"
+    assert device.update(action="poll")[-1]["event"] == "committed"
+
+
+def test_what_an_earlier_worker_left_is_cancelled_without_a_network(tmp_path, fleet):
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path), conditions=COOL)
+    with device.worker(action="poll") as worker:
+        worker.read_until("state", "staging")
+        worker.send({"op": "conditions", **HOT})
+        while worker.read() is not None:
+            pass
+    away = device.update(action="cancel", directory=str(tmp_path / "away"))
+    assert [said["code"] for said in away] == ["cancelled"]
+    assert device.update(action="poll", conditions=None)[-1]["code"] == "cancelled"
+    assert device.update(conditions=None)[-1]["event"] == "committed"
+
+
+def test_the_model_before_is_made_again_without_a_network(tmp_path):
+    fleet = make_fleet(tmp_path / "fleet")
+    device = Device(tmp_path / "state", fleet, directory=str(fleet.repo.path))
+    assert device.update()[-1]["event"] == "committed"
+    fleet.repo.add_release(
+        write_model(
+            tmp_path / "newest",
+            flip(flip(random_shards(1, Shape()), 0.02, 2), 0.02, 3),
+            version="1.2.0",
+            counter=3,
+        )
+    )
+    fleet.repo.add_delta("1.1.0", "1.2.0")
+    fleet.repo.publish()
+    assert device.update()[-1]["event"] == "committed"
+    assert device.update(shrink_after_s=3600)[-1]["event"] == "up_to_date"
+    assert not device.store.returns_by_delta()
+    assert device.update(shrink_after_s=0)[-1]["event"] == "up_to_date"
+    assert device.store.returns_by_delta()
+    (said,) = device.update(action="rebuild", directory=str(tmp_path / "away"))
+    assert said["event"] == "rebuilt" and said["written_bytes"] > 0
+    assert verify_directory(device.store.revert("on request")).version == "1.1.0"
+    assert device.update()[-1]["code"] == "quarantined"
+
+
+def test_where_there_is_nothing_to_make_nothing_is_made(tmp_path):
+    device = Device(tmp_path / "state", make_fleet(tmp_path / "fleet"))
+    said = device.update(action="rebuild", directory="x")
+    assert said == [{"event": "rebuilt", "written_bytes": 0, "seconds": said[0]["seconds"]}]

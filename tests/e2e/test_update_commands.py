@@ -1,0 +1,133 @@
+"""`edgeagent update` as somebody at the device uses it, with and without agent and broker."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.brokers import Mosquitto
+from tests.e2e.house import NODE, House, edgeota
+from tests.tiny import make_model
+
+pytestmark = pytest.mark.system
+
+#: Large enough for its speed to be measured.
+BIG = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "head_dim": 64}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    return [
+        make_model(path / f"v{n}", drift=0.01 * n, version=f"{n}.0.0", counter=n, **BIG)
+        for n in (1, 2, 3)
+    ]
+
+
+@pytest.fixture
+def site(tmp_path, mosquitto, models):
+    """A house that runs 1.0.0, and a repository with 2.0.0."""
+    with Mosquitto() as broker:
+        repo = tmp_path / "repo"
+        made = edgeota("init", repo, "--name", "house")["root_file"]
+        root_file = shutil.copy(made, tmp_path / "root.json")
+        for model in models[:2]:
+            edgeota("release", repo, model)
+        edgeota("delta", repo, *models[:2])
+        settings = "previous_slot_s = 0.01\nsoak_s = 0\n"
+        with House(tmp_path, broker, models[0], root_file=root_file, settings=settings) as house:
+            house.repo = repo
+            yield house
+
+
+def release(house, models, number):
+    edgeota("release", house.repo, models[number])
+    edgeota("delta", house.repo, models[number - 1], models[number])
+    edgeota("publish", house.repo)
+
+
+def run(house, verb, *words, code=0):
+    """Run the command; return what it says as JSON, or its one line of error."""
+    command = [sys.executable, "-m", "edgeagent.cli", "update", verb, *words, "--json"]
+    if "--mqtt" not in words:
+        command += ["--config", str(house.config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, (done.stdout, done.stderr, house.log.read_text()[-2000:])
+    if code:
+        assert done.stderr.startswith("edgeagent: ") and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+    return json.loads(done.stdout)
+
+
+def start(house):
+    house.serve(house.repo)
+    return house.start_daemon()
+
+
+def test_a_model_is_installed_and_given_up_again(site):
+    edgeota("publish", site.repo)
+    start(site)
+    assert run(site, "status")["installed_version"] == "1.0.0"
+    assert "no model before" in run(site, "rollback", code=1)
+    assert "nothing is under way" in run(site, "cancel", code=1)
+    assert run(site, "install", "--wait", "60")["installed_version"] == "2.0.0"
+    over_mqtt = ["--mqtt", f"127.0.0.1:{site.broker.port}", "--node", NODE]
+    assert run(site, "status", *over_mqtt)["way_back"] == "slot"
+    assert run(site, "check", *over_mqtt, "--wait", "60")["installed_version"] == "2.0.0"
+    state = run(site, "rollback", "--wait", "60")
+    assert (state["phase"], state["way_back"]) == ("rolled_back", "none")
+    assert site.wait_for(site.topics.model_state, installed_version="1.0.0")
+    assert "quarantined" in run(site, "install", "--wait", "60", code=1)
+    done, back, refused = run(site, "history")["history"]
+    assert (done["type"], done["from"], done["version"]) == ("update_committed", "1.0.0", "2.0.0")
+    assert done["written_bytes"] > 0
+    assert (back["type"], back["version"]) == ("rolled_back", "2.0.0")
+    assert refused["code"] == "quarantined"
+    assert run(site, "history", *over_mqtt)["history"][0] == done
+
+
+def test_with_the_broker_gone_the_way_back_comes_from_the_delta_on_the_disk(site, models):
+    edgeota("publish", site.repo)
+    start(site)
+    run(site, "install", "--wait", "60")
+    release(site, models, 2)
+    assert run(site, "install", "--wait", "60")["installed_version"] == "3.0.0"
+    assert run(site, "status")["way_back"] == "slot"
+    site.wait_for(site.topics.model_state, phase="idle")
+    run(site, "check", "--wait", "60")  # the first look after previous_slot_s
+    assert run(site, "status")["way_back"] == "delta"
+    slots = site.state_dir / "models" / "slots"
+    assert len(list(slots.iterdir())) == 1
+    site.broker.stop()
+    state = run(site, "rollback", "--wait", "60")
+    assert state["phase"] == "rolled_back"
+    assert "update.rebuilt" in site.log.read_text()
+    assert run(site, "history")["history"][-1]["version"] == "3.0.0"
+    site.broker.start()
+    assert site.wait_for(site.topics.model_state, installed_version="2.0.0", phase="rolled_back")
+
+
+def test_without_an_agent_the_disk_is_read_and_turned_back(site, models):
+    missing = run(site, "status", code=69)
+    assert "no agent has ever run here" in missing
+    edgeota("publish", site.repo)
+    daemon = start(site)
+    run(site, "install", "--wait", "60")
+    release(site, models, 2)
+    run(site, "install", "--wait", "60")
+    run(site, "check", "--wait", "60")
+    site.kill_daemon(daemon)
+    assert run(site, "status") == {
+        "installed_version": "3.0.0",
+        "title": "tiny",
+        "phase": "no_agent",
+        "way_back": "delta",
+    }
+    assert "start it" in run(site, "install", code=69)
+    assert run(site, "rollback")["installed_version"] == "2.0.0"
+    assert run(site, "history")["history"][-1]["type"] == "rolled_back"
+    site.start_daemon()
+    site.wait_for(site.topics.model_state, installed_version="2.0.0")
+    assert run(site, "status")["installed_version"] == "2.0.0"

@@ -34,9 +34,11 @@ crashes: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	$(BIN)/python -m tests.e2e.endurance swap
 	$(BIN)/python -m tests.e2e.endurance kills
-# Ten minutes each over metadata and messages from outside; the suite runs seconds of it.
+# Ten minutes of CPU each over metadata and messages from outside; the suite runs seconds of it.
 fuzz-ota: $(VENV)/.dev
-	$(BIN)/python -m tests.ota.fuzz 600
+	for target in metadata wire; do \
+		$(BIN)/python -m tests.ota.fuzz $$target --out bench/results/fuzz-$$target.json || exit 1; \
+	done
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

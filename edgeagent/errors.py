@@ -26,11 +26,23 @@ EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
 
+#: Of a message: it may quote what came from outside, which may be megabytes.
+MAX_LINE_CHARS = 1000
+_TAIL_CHARS = 300  # kept when the middle is left out: what to do stands at the end
+
+
 class EdgeAgentError(Exception):
     """Base of all errors that a caller may handle."""
 
     code = "internal"
     exit_code = EX_SOFTWARE
+
+    def __str__(self) -> str:
+        """Return the message as one line that every log can take, whatever it quotes."""
+        text = super().__str__()
+        if len(text) > MAX_LINE_CHARS:
+            text = f"{text[: MAX_LINE_CHARS - _TAIL_CHARS - 3]} … {text[-_TAIL_CHARS:]}"
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class ConfigError(EdgeAgentError):

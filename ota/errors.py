@@ -53,6 +53,11 @@ EX_PROTOCOL = 76
 EX_CONFIG = 78
 
 
+MAX_LINE_CHARS = 1000
+"""Of a message: it may quote what came from outside, which may be megabytes."""
+_TAIL_CHARS = 300  # kept when the middle is left out: what to do stands at the end
+
+
 class UpdateError(Exception):
     """Base of everything that ends an update; the device keeps its model."""
 
@@ -60,6 +65,13 @@ class UpdateError(Exception):
     exit_code = EX_SOFTWARE
     retry_after_s: float | None = None
     """How long to wait before trying again; None where trying again cannot help."""
+
+    def __str__(self) -> str:
+        """Return the message as one line that every log can take, whatever it quotes."""
+        text = super().__str__()
+        if len(text) > MAX_LINE_CHARS:
+            text = f"{text[: MAX_LINE_CHARS - _TAIL_CHARS - 3]} … {text[-_TAIL_CHARS:]}"
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class ConfigError(UpdateError):

@@ -2,7 +2,7 @@ import inspect
 import re
 
 from ota import errors
-from ota.errors import UpdateError
+from ota.errors import MAX_LINE_CHARS, UpdateError
 
 TREE = [
     kind
@@ -31,3 +31,12 @@ def test_the_document_for_operators_explains_every_code():
     text = (Path(__file__).parents[2] / "docs" / "updates.md").read_text()
     missing = [kind.code for kind in TREE if f"`{kind.code}`" not in text]
     assert not missing
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    assert str(UpdateError("café: expected a, got 'b'")) == "café: expected a, got 'b'"
+    assert str(UpdateError("a\nb\x1b[1m\ud800")) == "a\ufffdb\ufffd[1m\ufffd"
+    long = str(UpdateError("first " + "x" * 10**6 + " what to do"))
+    assert len(long) == MAX_LINE_CHARS
+    assert long.startswith("first ")
+    assert long.endswith(" what to do")

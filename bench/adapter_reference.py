@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import parity_reference as base
 import torch
+from parity_prompts import answers, choose
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+PROMPT_SEED = 9
 ALL = list(base.PROJECTIONS)
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "bitnet-all": (base.bitnet_online, {"r": 8, "lora_alpha": 16, "target_modules": ALL}),
@@ -50,30 +52,24 @@ def write_adapter(path: Path, settings: dict[str, Any], seed: int) -> None:
     adapted.save_pretrained(path / "adapter")
 
 
+def load(path: Path, name: str) -> Any:
+    """Load the base, with the adapter beside it or alone."""
+    model = base.load(path)
+    if name == "adapted":
+        model = PeftModel.from_pretrained(model, path / "adapter").eval()
+    return model
+
+
 def expected(path: Path) -> dict[str, np.ndarray]:
-    """Run base and adapter as PEFT loads them; and the base alone."""
+    """Run base and adapter as PEFT loads them, and the base alone, each on a prompt of its own."""
     out = {}
     for name in ("alone", "adapted"):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        vocab = model.config.vocab_size
-        if name == "adapted":
-            model = PeftModel.from_pretrained(model, path / "adapter").eval()
-        ids = torch.randint(
-            2, vocab, (1, base.PROMPT_TOKENS), generator=torch.Generator().manual_seed(9)
-        )
+        double = torch.nn.Module.double(load(path, name))
         with torch.no_grad():
-            runs = [model(ids).logits[0]]
-            runs += [
-                torch.cat([model(ids[:, : n + 1]).logits[0, -1:] for n in range(ids.shape[1])])
-            ]
-            tokens = ids
-            for _ in range(base.GREEDY_TOKENS):
-                best = model(tokens).logits[0, -1].argmax()
-                tokens = torch.cat([tokens, best.reshape(1, 1)], 1)
-            runs.append(torch.nn.Module.double(model)(ids).logits[0].float())
-        out[f"{name}_logits"] = torch.stack(runs).numpy()
-        out[f"{name}_greedy"] = tokens[0, ids.shape[1] :].numpy().astype(np.int32)
-        out["ids"] = ids[0].numpy().astype(np.int32)
+            found = answers(load(path, name), double, choose(double, PROMPT_SEED))
+            out |= {f"{name}_{key}": values.numpy() for key, values in found.items()}
+            if name == "adapted":  # the base on the same prompt: what the adapter changes
+                out["base_logits"] = base.load(path)(found["ids"][None]).logits[0].numpy()
     return out
 
 

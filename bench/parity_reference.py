@@ -6,10 +6,8 @@ Every case is one family and one way of storing it.  OUT/CASE holds the checkpoi
 have it, `tokenizer.json` aside, and OUT/CASE.npz what the reference makes of it in float32: the
 logits of every position of a prompt and 64 greedy tokens.  Needs bench/parity-requirements.txt.
 
-The logits are computed three times: the prompt at once, position by position, and in float64; the
-tokens in float32 and float64.  The activations are rounded to 8 bits on the way, so where a number
-lies on the edge between two codes the three differ by hundredths, and no fourth implementation can
-agree with all of them.
+The prompt is chosen by bench/parity_prompts.py; its logits are computed three times: in float32 at
+once, in float32 position by position, and in float64.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for each 
 
 import numpy as np
 import torch
+from parity_prompts import answers, choose
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -41,7 +40,7 @@ from transformers import (
 )
 from transformers.integrations.bitnet import pack_weights
 
-PROMPT_TOKENS, GREEDY_TOKENS = 16, 64
+PROMPT_SEED = 7
 TINY = {
     "vocab_size": 320, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 128,
@@ -322,32 +321,18 @@ CASES: dict[str, tuple[Case, Case | None]] = {
 }
 
 
-def greedy(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    for _ in range(GREEDY_TOKENS):
-        best = model(ids).logits[0, -1].argmax()
-        ids = torch.cat([ids, best.reshape(1, 1)], 1)
-    return ids[0, PROMPT_TOKENS:]
+def load(path: Path) -> Any:
+    """Load a checkpoint in float32."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return torch.nn.Module.float(model)  # of packed models too, where `model.float` refuses
 
 
 def expected(path: Path) -> dict[str, np.ndarray]:
-    """Run the reference in float32 on what lies in `path`."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    torch.nn.Module.float(model)  # of packed models too, where `model.float` refuses
-    generator = torch.Generator().manual_seed(7)
-    vocab = model.config.vocab_size
-    ids = torch.randint(2, vocab, (1, PROMPT_TOKENS), generator=generator)
+    """Run the reference on what lies in `path`."""
+    double = torch.nn.Module.double(load(path))
     with torch.no_grad():
-        logits = model(ids).logits[0]
-        alone = torch.cat([model(ids[:, : n + 1]).logits[0, -1:] for n in range(PROMPT_TOKENS)])
-        tokens = greedy(model, ids)
-        torch.nn.Module.double(model)
-        double = model(ids).logits[0]
-        tokens_double = greedy(model, ids)
-    return {
-        "ids": ids[0].numpy().astype(np.int32),
-        "logits": torch.stack([logits, alone, double.float()]).numpy(),
-        "greedy": torch.stack([tokens, tokens_double]).numpy().astype(np.int32),
-    }
+        found = answers(load(path), double, choose(double, PROMPT_SEED))
+    return {name: values.numpy() for name, values in found.items()}
 
 
 #: `--small`: fixtures of some kilobytes for tests/convert, of these cases.

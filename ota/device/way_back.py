@@ -4,11 +4,11 @@
 from the active one, without a network and without anything that an operator made::
 
     magic, length and SHA-256 of a head (JSON: the two roots, the old release.json, file names)
-    blocks: length, zstd frame; 1 MiB of an old file each, with the new file there as dictionary
+    blocks: length, zstd frame; 256 KiB of an old file each, with the new file there as dictionary
 
 Files that both models have are links, as in a slot.  It is made on the device while both models are
 there, read back and compared with the old model's own hashes, and only then may the old slot go.
-Memory is a few MiB whatever the model.  Importing this module does not load zstandard.
+Memory is a MiB or two whatever the model.  Importing this module does not load zstandard.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ MAGIC = b"edgeway\x01"
 HEAD = struct.Struct("<8sI32s")  # magic, length of the JSON, its SHA-256
 LENGTH = struct.Struct("<I")
 MAX_HEAD_BYTES = 4 * MAX_RELEASE_BYTES  # release.json as a JSON string, and the names again
-BLOCK_BYTES = 1 << 20
-SLACK_BYTES = 1 << 16  # new bytes on each side of a block: texts move when they are edited
+BLOCK_BYTES = 1 << 18
+"""The tables of the level below cover a dictionary of this length; with one of 1 MiB and more they
+forget its beginning, and a delta is six times as long."""
+SLACK_BYTES = 1 << 14  # new bytes on each side of a block: texts move when they are edited
 LEVEL = 3
-"""At 1 flip in 10,000 to 1 in 100: 1.4 to 1.7 times the bound at 300 MB/s, decoded at 1 GB/s."""
-WINDOW_LOG = 21  # a block and its dictionary
+WINDOW_LOG = 20  # a block and its dictionary
 MAX_SHARE = 0.5
 """Of the old model's own bytes: a larger way back is not worth its making."""
 

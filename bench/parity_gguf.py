@@ -25,6 +25,7 @@ TWINS = {
         ("qwen3", "PTQ1_0"),
         ("qwen3", "PQ2_0"),
     ],
+    "bonsai-yarn": [("qwen3", "PQ2_0")],
     "minicpm-longrope": [("minicpm", "TQ2_0")],
     "minicpm-long-factors": [("minicpm", "TQ1_0")],
 }
@@ -58,6 +59,14 @@ def metadata(c: Any, arch: str) -> dict[str, Any]:
         keys |= {
             f"{arch}.rope.scaling.type": "linear",
             f"{arch}.rope.scaling.factor": scaling["factor"],
+        }
+    if "beta_fast" in scaling:  # YaRN; its other keys are left out, as llama.cpp's converter does
+        keys |= {
+            f"{arch}.rope.scaling.type": "yarn",
+            f"{arch}.rope.scaling.factor": scaling["factor"],
+            f"{arch}.rope.scaling.original_context_length": scaling[
+                "original_max_position_embeddings"
+            ],
         }
     if arch == "minicpm":
         keys |= {
@@ -113,7 +122,7 @@ def write(source: Checkpoint, path: Path, arch: str, kind: str) -> None:
         data.append(values)
     scaling = source.config["rope_scaling"] or {}
     for length in ("long", "short"):
-        if f"{length}_factor" in scaling:
+        if f"{length}_factor" in scaling and "beta_fast" not in scaling:
             factors = np.array(scaling[f"{length}_factor"], "<f4")
             name = f"rope_factors_{length}.weight"
             planned.append(Planned(name, NUMBERS["F32"], factors.shape, factors.nbytes))

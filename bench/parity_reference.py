@@ -227,11 +227,11 @@ def trilm_linear(path: Path) -> None:
     save(model, path, torch.float16)
 
 
-def bonsai(path: Path) -> None:
+def bonsai(path: Path, **changes: Any) -> None:
     """Qwen3 with a scale for each 128 inputs, in the embedding and the head too."""
     model = Qwen3ForCausalLM(Qwen3Config(**(TINY | {
         "head_dim": 64, "tie_word_embeddings": False, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
-    })))  # fmt: skip
+    } | changes)))  # fmt: skip
     randomise(model, 12)
     generator = torch.Generator().manual_seed(112)
     with torch.no_grad():
@@ -242,6 +242,15 @@ def bonsai(path: Path) -> None:
                 scales = (0.02 + 0.03 * torch.rand(groups, generator=generator)).half().float()
                 weight.copy_(trits * scales.repeat_interleave(128, 1))
     save(model, path, torch.float16)
+
+
+def bonsai_yarn(path: Path) -> None:
+    """As Ternary-Bonsai is published: its context is stretched by four."""
+    scaling = {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+        "rope_theta": 10000.0,
+    }  # fmt: skip
+    bonsai(path, rope_parameters=scaling)
 
 
 def minicpm(path: Path, original: int = 96) -> None:
@@ -316,6 +325,7 @@ CASES: dict[str, tuple[Case, Case | None]] = {
     "trilm": (trilm, None),
     "trilm-rows-linear": (trilm_linear, None),
     "bonsai": (bonsai, None),
+    "bonsai-yarn": (bonsai_yarn, None),
     "minicpm-longrope": (minicpm, minicpm_names),
     "minicpm-long-factors": (minicpm_long, minicpm_names),
 }

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgeagent.convert import yarn
 from edgeagent.errors import ModelError
 
 BITNET, BITNET_1BITLLM, LLAMA = "BitNetForCausalLM", "BitnetForCausalLM", "LlamaForCausalLM"
@@ -64,10 +65,10 @@ _ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "longrope": (
         "short_factor", "long_factor", "original_max_position_embeddings", "factor",
-        "attention_factor",
+        "attention_factor", "beta_fast", "beta_slow",
     ),
 }  # fmt: skip
-_OPTIONAL = ("attention_factor", "factor")  # of longrope
+_OPTIONAL = ("attention_factor", "factor", "beta_fast", "beta_slow")  # of longrope
 
 
 def integer(
@@ -133,8 +134,48 @@ def _rope_values(scaling: Mapping[str, Any], kind: str, where: str) -> dict[str,
     return kept
 
 
-def rope(config: Mapping[str, Any], theta: float, where: str) -> tuple[float, Any]:
+def _yarn(
+    scaling: Mapping[str, Any], theta: float, head_dim: int, positions: int, where: str
+) -> dict[str, Any]:
+    """Return YaRN as longrope; `beta_fast` and `beta_slow` stay, and say what it was."""
+    at = f"{where}: rope scaling 'yarn': "
+    original = integer(
+        scaling, "original_max_position_embeddings", MAX_POSITIONS, positions, where=at
+    )
+    factor = number(scaling, "factor", positions / original, at)
+    fast = number(scaling, "beta_fast", yarn.BETA_FAST, at)
+    slow = number(scaling, "beta_slow", yarn.BETA_SLOW, at)
+    for key in ("attention_factor", "mscale", "mscale_all_dim"):
+        if scaling.get(key):
+            number(scaling, key, None, at)
+    truncate = scaling.get("truncate")
+    if fast <= slow or factor > yarn.LARGEST_FACTOR or theta <= 1:
+        raise ModelError(
+            f"{at}expected beta_fast above beta_slow, a factor up to {yarn.LARGEST_FACTOR:g} and "
+            f"rope_theta above 1, got {fast:g}, {slow:g}, {factor:g} and {theta:g}"
+        )
+    values = yarn.factors(
+        head_dim, theta, factor, original, beta=(fast, slow), truncate=truncate in (None, True)
+    )
+    return {
+        "rope_type": "longrope", "short_factor": values, "long_factor": values,
+        "original_max_position_embeddings": original, "factor": factor,
+        "attention_factor": yarn.attention_factor(scaling, factor),
+        "beta_fast": fast, "beta_slow": slow,
+    }  # fmt: skip
+
+
+def rope(
+    config: Mapping[str, Any], theta: float, head_dim: int, positions: int, where: str
+) -> tuple[float, Any]:
     """Return `rope_theta` and `rope_scaling` (null or an object with `rope_type`).
+
+    Args:
+        config: as it came.
+        theta: the family's default.
+        head_dim: channels of a head.
+        positions: that the model has.
+        where: of the config, for messages.
 
     Raises:
         ModelError: a scaling that the engine does not have.
@@ -148,12 +189,14 @@ def rope(config: Mapping[str, Any], theta: float, where: str) -> tuple[float, An
         raise ModelError(f"{where}: partial_rotary_factor: only whole heads are rotated")
     if kind == "default" or (kind == "linear" and scaling.get("factor") == 1):
         return theta, None
-    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in (*_ROPE_KEYS, "yarn"):
         raise ModelError(
-            f"{where}: rope scaling: expected default, {', '.join(_ROPE_KEYS)}, got {kind!r}"
+            f"{where}: rope scaling: expected default, {', '.join(_ROPE_KEYS)}, yarn, got {kind!r}"
         )
     original = config.get("original_max_position_embeddings")
     scaling.setdefault("original_max_position_embeddings", original)
+    if kind == "yarn":
+        return theta, _yarn(scaling, theta, head_dim, positions, where)
     return theta, _rope_values(scaling, kind, where)
 
 
@@ -210,7 +253,9 @@ def normalise(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     family = FAMILIES[name]
     _check_plain(config, where)
     at = f"{where}: "
-    theta, scaling = rope(config, family.rope_theta, where)
+    sizes = _head_sizes(config, family, where)
+    positions = integer(config, "max_position_embeddings", MAX_POSITIONS, family.max_positions, at)
+    theta, scaling = rope(config, family.rope_theta, sizes["head_dim"], positions, where)
     tied = config.get("tie_word_embeddings")
     if tied not in (None, False, True):
         raise ModelError(f"{where}: tie_word_embeddings: expected true or false, got {tied!r}")
@@ -218,10 +263,8 @@ def normalise(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "architectures": [name],
         **{key: integer(config, key, MAX_SIZE, where=at) for key in _SIZES},
         "num_hidden_layers": integer(config, "num_hidden_layers", MAX_LAYERS, where=at),
-        **_head_sizes(config, family, where),
-        "max_position_embeddings": integer(
-            config, "max_position_embeddings", MAX_POSITIONS, family.max_positions, at
-        ),
+        **sizes,
+        "max_position_embeddings": positions,
         "rms_norm_eps": number(config, "rms_norm_eps", family.rms_norm_eps, at),
         "rope_theta": theta,
         "rope_scaling": scaling,

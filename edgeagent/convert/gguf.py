@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeagent.convert import configs
+from edgeagent.convert import configs, yarn
 from edgeagent.convert.checkpoint import TokenizerFiles, TritMatrix
 from edgeagent.convert.disk import DiskFile, to_float32
 from edgeagent.convert.exact import exact_ternary, fold_scales, sample
@@ -223,7 +223,23 @@ class GgufCheckpoint:
             return scaling | ({"attention_factor": attention} if attention else {})
         if kind in (None, "none"):
             return None
-        return {"rope_type": kind, "factor": self._key("rope.scaling.factor")}
+        scaling = {"rope_type": kind, "factor": self._key("rope.scaling.factor")}
+        return scaling | (self._yarn(original) if kind == "yarn" else {})
+
+    def _yarn(self, original: Any) -> dict[str, Any]:
+        """Return what llama.cpp's keys of YaRN say; its own factor multiplies the usual one."""
+        factor = configs.number(self.metadata, f"{self._name}.rope.scaling.factor", None)
+        attention = self._key("rope.scaling.attn_factor") or self._key(
+            "rope.scaling.yarn_attn_factor"
+        )
+        found = {
+            "original_max_position_embeddings": original,
+            "beta_fast": self._key("rope.scaling.yarn_beta_fast"),
+            "beta_slow": self._key("rope.scaling.yarn_beta_slow"),
+        }
+        if attention:
+            found["attention_factor"] = attention * yarn.attention_factor({}, factor)
+        return found
 
     def _factors(self, name: str) -> list[float]:
         tensor = self._gguf.tensors[name]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeagent.convert import yarn
 from edgeagent.convert.checkpoint import Checkpoint, TritMatrix
 from edgeagent.convert.gguf import ACTIVATION_BITS_KEY
 from edgeagent.convert.gguf_trits import F16, F32, TQ1_0, TQ2_0, Packing, choose, encode
@@ -149,6 +150,8 @@ def _rope(config: Mapping[str, Any], arch: str) -> dict[str, Any]:
             f"{arch}.rope.scaling.type": "linear",
             f"{arch}.rope.scaling.factor": float(scaling["factor"]),
         }
+    if "beta_fast" in scaling:
+        return _yarn(scaling, arch)
     if kind == "longrope":
         original = scaling.get("original_max_position_embeddings")
         length = int(original or config["max_position_embeddings"])
@@ -159,6 +162,20 @@ def _rope(config: Mapping[str, Any], arch: str) -> dict[str, Any]:
     if kind not in ("default", "llama3"):
         raise ModelError(f"config.json: rope_scaling: {kind!r} cannot be written to GGUF")
     return {}
+
+
+def _yarn(scaling: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """Return the keys of YaRN; llama.cpp's own factor of attention multiplies the usual one."""
+    at, factor = f"{arch}.rope.scaling", float(scaling["factor"])
+    found = {
+        f"{at}.type": "yarn",
+        f"{at}.factor": factor,
+        f"{at}.original_context_length": int(scaling["original_max_position_embeddings"]),
+        f"{at}.yarn_beta_fast": float(scaling["beta_fast"]),
+        f"{at}.yarn_beta_slow": float(scaling["beta_slow"]),
+    }
+    attention = scaling["attention_factor"] / yarn.attention_factor({}, factor)
+    return found | ({} if abs(attention - 1) < 1e-6 else {f"{at}.attn_factor": attention})
 
 
 def _minicpm(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +258,7 @@ def _extra(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     if factors is not None:
         return {"rope_freqs.weight": factors}
     scaling = config.get("rope_scaling") or {}
-    if scaling.get("rope_type") != "longrope":
+    if scaling.get("rope_type") != "longrope" or "beta_fast" in scaling:
         return {}
     return {
         f"rope_factors_{kind}.weight": np.asarray(scaling[f"{kind}_factor"], np.float32)

@@ -4,6 +4,7 @@ import pytest
 
 from edgeagent.convert.configs import check_tensors, expected_tensors, normalise, settle_tying
 from edgeagent.errors import ModelError
+from tests.convert.published import LLAMA3_8B_TEXT, PUBLISHED
 
 BASE = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
@@ -57,6 +58,61 @@ def test_longrope_takes_its_old_name_and_the_length_from_beside_it():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_config_of_every_published_family_is_taken_as_it_is(name):
+    raw = PUBLISHED[name]
+    config = normalise(raw, "config.json")
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "vocab_size", "rms_norm_eps", "eos_token_id"):  # fmt: skip
+        assert config[key] == raw[key]
+    assert config["rope_theta"] == raw.get("rope_theta", 10000.0)
+    assert config["hidden_act"] == raw["hidden_act"]
+    settle_tying(config, raw.get("tie_word_embeddings") is False, "config.json")
+    assert config["tie_word_embeddings"] is raw.get("tie_word_embeddings", True)
+
+
+def test_of_a_key_that_stands_twice_the_last_one_holds():
+    assert LLAMA3_8B_TEXT.count("quantization_config") == 2
+    assert PUBLISHED["Llama3-8B-1.58"]["quantization_config"]["quant_method"] == "bitnet"
+
+
+#: transformers 5.24, modeling_rope_utils: plain frequencies divided by those of YaRN, to 6 digits.
+YARN = [
+    (
+        {"factor": 4.0, "original_max_position_embeddings": 32}, 10000.0, 1.138629436111989,
+        [1.0, 1.6, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0],
+    ),
+    (
+        {"factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 16.0,
+         "beta_slow": 2.0, "truncate": False}, 10000.0, 1.2079441541679836,
+        [1.0, 1.0, 1.396483, 4.317104, 8.0, 8.0, 8.0, 8.0],
+    ),
+    (
+        {"factor": 8.0, "original_max_position_embeddings": 512, "mscale": 1.0,
+         "mscale_all_dim": 0.5}, 10000.0, 1.094179988101349,
+        [1.0, 1.28, 1.777778, 2.909091, 8.0, 8.0, 8.0, 8.0],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scaling", "theta", "attention", "factors"), YARN)
+def test_yarn_is_longrope_with_the_numbers_of_the_reference(scaling, theta, attention, factors):
+    config = normal(rope_theta=theta, rope_scaling={"rope_type": "yarn"} | scaling)
+    got = config["rope_scaling"]
+    assert got["rope_type"] == "longrope"
+    assert got["attention_factor"] == pytest.approx(attention, rel=1e-12)
+    assert got["short_factor"] == got["long_factor"] == pytest.approx(factors, rel=1e-6)
+    # what was made of it is taken again, and is the same
+    assert normalise(BASE | config, "x")["rope_scaling"] == got
+
+
+def test_ternary_bonsai_is_stretched_by_yarn():
+    got = normalise(PUBLISHED["Ternary-Bonsai-1.7B"], "x")["rope_scaling"]
+    assert got["long_factor"][:18] == [1.0] * 18
+    assert got["long_factor"][18:22] == pytest.approx([1.046154, 1.096774, 1.152542, 1.214286])
+    assert got["long_factor"][34:] == pytest.approx([4.0] * 30)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -71,7 +127,10 @@ def test_longrope_takes_its_old_name_and_the_length_from_beside_it():
         ({"head_dim": 17}, "even heads"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "hidden_act: expected silu or relu2"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope scaling: expected default"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope scaling: expected default"),
+        ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "'yarn': factor: expected a number"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e9}}, "'yarn': expected beta_fast above"),
+        ({"rope_scaling": {"type": "yarn", "beta_slow": 64}}, "'yarn': expected beta_fast above"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
         ({"rope_scaling": 3}, "expected an object"),
         ({"rope_interleaved": True}, "rope_interleaved"),

@@ -194,6 +194,18 @@ def test_scalings_of_positions(tmp_path):
     )  # fmt: skip
 
 
+def test_yarn_of_llama_cpp_is_that_of_a_config(tmp_path):
+    at = "qwen3__rope__scaling__"
+    keys = {f"{at}type": "yarn", f"{at}factor": 4.0, f"{at}original_context_length": 16}
+    scaling = GgufCheckpoint(write(tmp_path / "a", "qwen3", **keys)).config["rope_scaling"]
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert scaling == config(rope_scaling=yarn)["rope_scaling"]
+    keys |= {f"{at}attn_factor": 0.5, f"{at}yarn_beta_fast": 8.0}
+    other = GgufCheckpoint(write(tmp_path / "b", "qwen3", **keys)).config["rope_scaling"]
+    assert other["attention_factor"] == scaling["attention_factor"] / 2
+    assert other["beta_fast"] == 8.0
+
+
 @pytest.mark.parametrize(
     ("keys", "extra", "line"),
     [
@@ -207,7 +219,8 @@ def test_scalings_of_positions(tmp_path):
             [],
             "only whole heads",
         ),
-        ({"llama__rope__scaling__type": "yarn"}, [], "rope scaling"),
+        ({"llama__rope__scaling__type": "dynamic"}, [], "rope scaling"),
+        ({"llama__rope__scaling__type": "yarn"}, [], "rope.scaling.factor: expected a number"),
         ({}, [("blk.0.attn_q.bias", np.ones(256, "<f4"))], "attn_q.bias: not a tensor"),
         ({}, [("blk.0.ffn_up_norm_in.weight", np.ones(256, "<f4"))], "norm before each projection"),
         ({}, [("blk.0.attn_q.scale", np.zeros(1, "<f4"))], "expected above 0"),

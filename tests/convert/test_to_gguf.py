@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from edgeagent.convert.checkpoint import TritMatrix
+from edgeagent.convert.configs import normalise
+from edgeagent.convert.gguf import GgufCheckpoint
 from edgeagent.convert.gguf_trits import F16, Q4_0, TQ1_0, TQ2_0, choose, encode, half_scales
 from edgeagent.convert.to_gguf import (
     FORMATS,
@@ -15,7 +17,7 @@ from edgeagent.convert.to_gguf import (
 )
 from edgeagent.convert.tokenizers import from_gguf
 from edgeagent.errors import AdapterError, ModelError
-from tests.convert.checkpoints import MemoryCheckpoint, matrices, write_ours
+from tests.convert.checkpoints import CONFIG, MemoryCheckpoint, matrices, write_ours
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 QWEN = {"architectures": ["Qwen3ForCausalLM"], "head_dim": 128}
@@ -164,6 +166,27 @@ def test_longrope_has_two_tensors(tmp_path):
     keys, tensors, _ = read(tmp_path / "m.gguf")
     assert keys["minicpm.rope.scaling.original_context_length"] == 64
     np.testing.assert_array_equal(tensors["rope_factors_long.weight"], np.full(32, 2.0))
+
+
+def test_yarn_comes_back_from_a_file(tmp_path):
+    at = "qwen3.rope.scaling"
+    for attention in ({}, {"attention_factor": 2.0, "beta_fast": 16.0}):
+        scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+        raw = CONFIG | {"architectures": ["Qwen3ForCausalLM"], "rope_scaling": scaling | attention}
+        config = normalise(raw, "config.json")
+        export_gguf(
+            MemoryCheckpoint(sub_norms=False, head_norms=True, bits=16, **config),
+            tmp_path / "m.gguf", "gguf-tq2_0",
+        )  # fmt: skip
+        keys, tensors, _ = read(tmp_path / "m.gguf")
+        assert keys[f"{at}.type"] == "yarn"
+        assert not any(name.startswith("rope") for name in tensors)
+        found = GgufCheckpoint(tmp_path / "m.gguf").config["rope_scaling"]
+        assert found["attention_factor"] == pytest.approx(
+            config["rope_scaling"]["attention_factor"]
+        )
+        assert found["long_factor"] == pytest.approx(config["rope_scaling"]["long_factor"])
+        (tmp_path / "m.gguf").unlink()
 
 
 @pytest.mark.parametrize(

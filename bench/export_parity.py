@@ -1,17 +1,19 @@
-"""Does llama.cpp compute what we compute, from the files that we export?
+"""Do llama.cpp and ik_llama.cpp compute what we compute, from the files that we export?
 
-    python -m bench.export_parity MODEL... --text FILE [--python PYTHON]
+    python -m bench.export_parity MODEL... --text FILE... [--python PYTHON] [--out FILE]
 
 MODEL is one of our directories, or a file of llama2.c or bitllama2.c with `:TOKENIZER` behind it.
-For TQ2_0 and TQ1_0: at how many positions of our greedy continuation llama.cpp has the same largest
-logit, and the perplexity of both on the same tokens of FILE.  The two cannot be bit-equal: we
-quantise the activations of a token with one scale, llama.cpp with one for 256 of them (Q8_K) or 32.
+For TQ2_0 and TQ1_0 in llama.cpp and IQ2_BN in ik_llama.cpp: at how many positions of our greedy
+continuation it has the same largest logit, and the perplexity of both on the same tokens of FILE.
+None can be bit-equal: we quantise the activations of a token with one scale, llama.cpp with one for
+256 of them (Q8_K) or 32.  A model of squared ReLU must be refused by llama.cpp, which lacks it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bench.agree import log_softmax
-from bench.compare import PYTHON, Peer
+from bench.compare import PYTHON, Peer, commit
 from edgeagent import _core
 from edgeagent.convert.checkpoint import Checkpoint
 from edgeagent.convert.llama2c import Llama2cCheckpoint
 from edgeagent.convert.ours import open_ours
 from edgeagent.convert.pack import pack_plane, ternarise_absmean
-from edgeagent.convert.to_gguf import FORMATS, export_gguf
+from edgeagent.convert.to_gguf import FORMATS, IK_FORMATS, export_gguf
 
 PROMPTS = ("Once upon a time", "The dog", "One day, a girl named Lily")
 N_GREEDY = 64
+#: Of two perplexities on the same tokens.
+TOLERANCE = 0.005
 SEPARATOR = "<|endoftext|>"
 
 Tensors = dict[str, tuple[str, tuple[int, ...], memoryview]]
@@ -135,40 +139,67 @@ def measure(name: str, text: str, python: Path, arguments: argparse.Namespace) -
         return result
     with tempfile.TemporaryDirectory() as scratch:
         for file_format in FORMATS:
-            file, out = Path(scratch) / f"{file_format}.gguf", str(Path(scratch) / "logits.npy")
+            file = Path(scratch) / f"{file_format.removeprefix('gguf-')}.gguf"
             done = export_gguf(source, file, file_format)
-            peer = Peer(python, file)
-            same = total = 0
-            for ids, answer in zip(prompts, answers, strict=True):
-                peer.ask({"op": "logits", "ids": ids + answer[:-1], "out": out})
-                theirs = np.load(out)[len(ids) - 1 :].argmax(axis=1)
-                same += int((theirs == answer).sum())
-                total += len(answer)
-            losses = []
-            for ids in texts:
-                peer.ask({"op": "logits", "ids": ids, "out": out})
-                losses.append(nll(np.load(out), ids))
-            peer.close()
-            result[file_format] = {
-                "greedy": f"{same}/{total}", "ppl": float(np.exp(np.mean(losses))),
-                "others": done.others, "bytes": file.stat().st_size,
-            }  # fmt: skip
+            found = ask(python, file, (prompts, answers), texts)
+            if "ppl" in found:
+                apart = abs(found["ppl"] / result["ppl"] - 1)
+                found |= {"apart": apart, "passed": apart <= TOLERANCE}
+            else:  # only what nobody could compute may be refused, and that must be
+                relu2 = source.config.get("hidden_act") == "relu2"
+                found["passed"] = relu2 and file_format not in IK_FORMATS
+            found |= {"architecture": done.architecture, "bytes": file.stat().st_size}
+            result[file_format] = found | {"others": done.others}
     return result
 
 
-def main() -> None:
+def ask(
+    python: Path, file: Path, greedy: tuple[list[list[int]], list[list[int]]], texts: Any
+) -> dict[str, Any]:
+    """Let the program of a file compute our greedy tokens and the texts; or say why it will not."""
+    out = str(file.with_suffix(".npy"))
+    try:
+        peer = Peer(python, file)
+    except SystemExit as refusal:
+        return {"refused": str(refusal)}
+    same = total = 0
+    for ids, answer in zip(*greedy, strict=True):
+        peer.ask({"op": "logits", "ids": ids + answer[:-1], "out": out})
+        theirs = np.load(out)[len(ids) - 1 :].argmax(axis=1)
+        same += int((theirs == answer).sum())
+        total += len(answer)
+    losses = []
+    for ids in texts:
+        peer.ask({"op": "logits", "ids": ids, "out": out})
+        losses.append(nll(np.load(out), ids))
+    peer.close()
+    return {
+        "program": peer.ready["package"], "greedy": f"{same}/{total}",
+        "ppl": float(np.exp(np.mean(losses))),
+    }  # fmt: skip
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--text", type=Path, required=True, help="stories, UTF-8")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="stories, UTF-8")
+    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--python", type=Path, default=PYTHON, help="default: %(default)s")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--no-peer", action="store_true")
     arguments = parser.parse_args()
-    text = arguments.text.read_text(encoding="utf-8")
+    text = SEPARATOR.join(path.read_text(encoding="utf-8") for path in arguments.text)
+    models = []
     for name in arguments.models:
-        print(json.dumps(measure(name, text, arguments.python, arguments), indent=1))
+        models.append(measure(name, text, arguments.python, arguments))
+        print(json.dumps(models[-1], indent=1), flush=True)
+    if arguments.out:
+        report = {"commit": commit(), "tolerance": TOLERANCE, "models": models}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    judged = [model[name]["passed"] for model in models for name in FORMATS if name in model]
+    return 0 if all(judged) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

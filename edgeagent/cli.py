@@ -206,10 +206,16 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _ternarising(convert)
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(handler=_lazy("edgeagent.cli_tools", "convert"))
-    export = commands.add_parser("export", help="a model to GGUF (llama.cpp) or Hugging Face")
+    export = commands.add_parser("export", help="a model to GGUF or Hugging Face")
     export.add_argument("model", type=Path, help="a directory or file of any kind that is read")
     export.add_argument("out", type=Path, help="the GGUF file, or the new directory")
-    export.add_argument("--format", choices=("gguf-tq2_0", "gguf-tq1_0", "hf"), required=True)
+    formats = ("gguf-tq2_0", "gguf-tq1_0", "gguf-iq2_bn", "hf")
+    export.add_argument("--format", choices=formats, required=True)
+    export.add_argument(
+        "--relu2-as-bitnet",
+        action="store_true",
+        help="GGUF: a ReLU² model as `bitnet`, which llama.cpp loads and computes with SiLU",
+    )
     export.add_argument(
         "--tokenizer",
         action=argparse.BooleanOptionalAction,

@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.cli_tools import need
 from edgeagent.errors import EX_OK, ModelError
+
+if TYPE_CHECKING:
+    from edgeagent.convert.checkpoint import Checkpoint
 
 
 def _progress(quiet: bool) -> Callable[[int, int], None] | None:
@@ -30,6 +33,23 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+def _export_gguf(
+    source: Checkpoint, args: argparse.Namespace, say: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Say who reads the file, then write it."""
+    from edgeagent.convert.to_gguf import export_gguf, notes_on
+
+    as_bitnet = args.relu2_as_bitnet
+    for note in notes_on(source, args.format, as_bitnet=as_bitnet):
+        print(f"note: {note}", file=sys.stderr)
+    done = export_gguf(
+        source, args.out, args.format, with_tokenizer=args.tokenizer, as_bitnet=as_bitnet,
+        progress=say,
+    )  # fmt: skip
+    summary: dict[str, Any] = {"architecture": done.architecture, "ternary": done.n_ternary}
+    return summary | {"others": done.others} | ({"notes": done.notes} if args.json else {})
+
+
 def export(args: argparse.Namespace) -> int:
     """Write any ternary model that we read as a GGUF file or a Hugging Face directory."""
     need("numpy", "fleet")
@@ -45,13 +65,7 @@ def export(args: argparse.Namespace) -> int:
             source, args.out, with_tokenizer=args.tokenizer, progress=say
         )
     else:
-        from edgeagent.convert.to_gguf import export_gguf
-
-        done = export_gguf(
-            source, args.out, args.format, with_tokenizer=args.tokenizer, progress=say
-        )
-        summary |= {"architecture": done.architecture, "ternary": done.n_ternary}
-        summary |= {"others": done.others, "notes": done.notes}
+        summary |= _export_gguf(source, args, say)
     summary["bytes"] = _size(args.out)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))

@@ -53,16 +53,17 @@ _SCALARS = {
 
 @dataclass(frozen=True, slots=True)
 class TypeInfo:
-    """A tensor type that we read: `weights` of a row in `n_bytes`."""
+    """A tensor type that we read: `weights` of a row in `n_bytes`, behind `row_head` bytes."""
 
     name: str
     weights: int
     n_bytes: int
+    row_head: int = 0
 
 
 def _ternary(number: int, name: str) -> tuple[int, TypeInfo]:
     block = TERNARY_BLOCKS[name]
-    return number, TypeInfo(name, block.weights, block.n_bytes)
+    return number, TypeInfo(name, block.weights, block.n_bytes, block.row_head)
 
 
 TYPES = {
@@ -74,7 +75,8 @@ TYPES = {
     14: TypeInfo("Q6_K", 256, 210),
     30: TypeInfo("BF16", 1, 2),
     36: TypeInfo("I2_S", 4, 1),  # and a tail
-    **dict([_ternary(34, "TQ1_0"), _ternary(35, "TQ2_0"), _ternary(143, "PTQ1_0")]),
+    **dict([_ternary(34, "TQ1_0"), _ternary(35, "TQ2_0")]),
+    **dict([_ternary(135, "IQ2_BN"), _ternary(143, "PTQ1_0")]),
     142: TypeInfo("Q2_0_G128", 128, 34),
 }
 _Q2_0 = 42
@@ -104,7 +106,7 @@ class GgufTensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row; of a type whose rows stand alone."""
-        return self.shape[-1] // self.kind.weights * self.kind.n_bytes
+        return self.kind.row_head + self.shape[-1] // self.kind.weights * self.kind.n_bytes
 
 
 class _Reader:
@@ -204,7 +206,8 @@ def _size(raw: _Raw, kind: TypeInfo, where: str) -> int:
             f"{where}: {raw.name}: {kind.name}: expected rows of a multiple of {kind.weights}, "
             f"got {raw.shape[-1]}"
         )
-    return math.prod(raw.shape) // kind.weights * kind.n_bytes
+    heads = math.prod(raw.shape[:-1]) * kind.row_head
+    return heads + math.prod(raw.shape) // kind.weights * kind.n_bytes
 
 
 def _padded(n: int, alignment: int) -> int:

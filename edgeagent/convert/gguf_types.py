@@ -6,7 +6,8 @@ only in the lengths of its three stages.  What follows says just that, type by t
 
 Sources of the layouts: TQ1_0, TQ2_0, Q2_0: ggml (github.com/ggml-org/llama.cpp, `ggml-common.h`);
 PQ2_0, PTQ1_0: github.com/PrismML-Eng; I2_S: github.com/microsoft/BitNet (`ggml-bitnet-mad.cpp`);
-packed planes: transformers, `integrations/bitnet`.
+IQ2_BN: github.com/ikawrakow/ik_llama.cpp (`iqk_quantize.cpp`); packed planes: transformers,
+`integrations/bitnet`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _I2S_QUARTERS = {"canonical": 32, "neon64": 16}  # bytes of a block of four time
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """A ternary block type with a float16 scale in every block.
+    """A ternary block type with a float16 scale in every block, or a float32 one before each row.
 
     Attributes:
         weights: of a block, all from one row.
@@ -41,6 +42,7 @@ class BlockType:
         axis: see `shape`.
         stages: base-3 types: (digits, bytes) of each stage.
         scale_first: whether the scale precedes the codes.
+        row_scale: whether the only scale is that of the row.
     """
 
     weights: int
@@ -48,6 +50,7 @@ class BlockType:
     axis: int = 0
     stages: tuple[tuple[int, int], ...] = ()
     scale_first: bool = False
+    row_scale: bool = False
 
     @property
     def code_bytes(self) -> int:
@@ -57,7 +60,12 @@ class BlockType:
     @property
     def n_bytes(self) -> int:
         """Of a block."""
-        return self.code_bytes + 2
+        return self.code_bytes + (0 if self.row_scale else 2)
+
+    @property
+    def row_head(self) -> int:
+        """Bytes before the blocks of a row."""
+        return 4 if self.row_scale else 0
 
 
 TERNARY_BLOCKS = {
@@ -66,6 +74,7 @@ TERNARY_BLOCKS = {
     "Q2_0_G64": BlockType(64, shape=(16, 4), axis=2, scale_first=True),
     "Q2_0_G128": BlockType(128, shape=(32, 4), axis=2, scale_first=True),
     "PTQ1_0": BlockType(128, stages=((5, 16), (5, 8), (4, 2))),
+    "IQ2_BN": BlockType(64, shape=(4, 16), axis=1, row_scale=True),
 }
 
 
@@ -128,7 +137,7 @@ def encode_blocks(kind: str, trits: Trits, scales: Floats) -> Bytes:
         kind: the type; PQ2_0 has the bytes of Q2_0_G128.
         trits: (out, in); `in` is a multiple of the block.
         scales: broadcast to (out, blocks a row); rounded to float16.  A block of zeros gets 0, as
-            the reference's quantiser gives it.
+            the reference's quantiser gives it.  With a scale a row: broadcast to (out, 1), exact.
 
     Returns:
         (out, bytes a row).
@@ -146,6 +155,9 @@ def encode_blocks(kind: str, trits: Trits, scales: Floats) -> Bytes:
     else:
         grouped = codes.reshape(-1, *block.shape)
         packed = _join2(grouped, block.axis, highest_first=False).reshape(len(codes), -1)
+    if block.row_scale:
+        head = np.ascontiguousarray(np.broadcast_to(scales, (n_out, 1)), "<f4")
+        return np.concatenate([head.view(np.uint8), packed.reshape(n_out, -1)], axis=1)
     wide = np.broadcast_to(scales, (n_out, n_in // block.weights)).reshape(-1, 1)
     wide = np.where((codes != 1).any(axis=1, keepdims=True), wide, np.float32(0))
     with np.errstate(over="ignore"):
@@ -154,6 +166,19 @@ def encode_blocks(kind: str, trits: Trits, scales: Floats) -> Bytes:
         raise ModelError(f"{kind}: a scale does not fit float16: write another type")
     parts = [half.view(np.uint8), packed] if block.scale_first else [packed, half.view(np.uint8)]
     return np.concatenate(parts, axis=1).reshape(n_out, -1)
+
+
+def _split_scales(block: BlockType, data: Bytes, n_out: int) -> tuple[Floats, Bytes]:
+    """Return the scales, those of blocks (blocks, 1) or of rows (out, 1), and the codes."""
+    if block.row_scale:
+        rows = data.reshape(n_out, -1)
+        head = np.ascontiguousarray(rows[:, : block.row_head]).view("<f4").astype(np.float32)
+        return head, rows[:, block.row_head :]
+    blocks = data.reshape(-1, block.n_bytes)
+    half, packed = blocks[:, -2:], blocks[:, :-2]
+    if block.scale_first:
+        half, packed = blocks[:, :2], blocks[:, 2:]
+    return np.ascontiguousarray(half).view("<f2").astype(np.float32), packed
 
 
 def decode_blocks(kind: str, data: Bytes, n_out: int, n_in: int) -> tuple[Trits, Floats]:
@@ -166,25 +191,20 @@ def decode_blocks(kind: str, data: Bytes, n_out: int, n_in: int) -> tuple[Trits,
         n_in: columns, a multiple of the block.
 
     Returns:
-        trits (out, in) and the scale of every block (out, blocks a row).
+        trits (out, in) and the scale of every block (out, blocks a row), or of the row (out, 1).
 
     Raises:
         ModelError: a code is no trit, or a scale is no finite number.
     """
     block = TERNARY_BLOCKS[kind]
-    blocks = data.reshape(-1, block.n_bytes)
-    if block.scale_first:
-        half, packed = blocks[:, :2], blocks[:, 2:]
-    else:
-        packed, half = blocks[:, :-2], blocks[:, -2:]
-    scales = np.ascontiguousarray(half).view("<f2").astype(np.float32)
+    scales, packed = _split_scales(block, data, n_out)
     if not np.isfinite(scales).all():
         raise ModelError(f"{kind}: a block's scale is not finite: the file is damaged")
     if block.stages:
         codes = _decode_base3(packed, block.stages)
     else:
         shape = [n for i, n in enumerate(block.shape) if i + 1 != block.axis]
-        fields = packed.reshape(len(blocks), *shape)
+        fields = packed.reshape(-1, *shape)
         codes = _split2(fields, block.axis, highest_first=False)
     trits = _codes_to_trits(codes.reshape(n_out, n_in), kind)
     return trits, scales.reshape(n_out, -1)

@@ -1,14 +1,18 @@
-"""A checkpoint out as a GGUF file that llama.cpp loads.
+"""A checkpoint out as a GGUF file for llama.cpp or ik_llama.cpp.
 
 | model | architecture there | rows of q and k | feed-forward |
 |---|---|---|---|
-| with sub-norms | `bitnet` | as they are | SiLU; `relu2` is in a key that is not always read |
+| with sub-norms | `bitnet` | as they are | SiLU |
+| with sub-norms (BitNet b1.58 2B-4T) | `bitnet-b1.58` | as they are | squared ReLU |
 | Llama | `llama` | interleaved | SiLU |
 | with norms of q and k (Qwen3) | `qwen3` | as they are | SiLU |
 | MiniCPM | `minicpm` | interleaved | SiLU, three scales |
 
-Projections become TQ2_0 or TQ1_0 (or what llama.cpp uses where those do not fit, see gguf_trits),
-embedding and head F16, norms F32.  Matrices are read, packed and written one at a time.
+A program that has no `bitnet-b1.58` refuses such a file; as `bitnet` it would load and compute
+something else (docs/adr/0022-exports-of-squared-relu.md).
+
+Projections become TQ2_0, TQ1_0 or IQ2_BN (or what llama.cpp uses where those do not fit, see
+gguf_trits), embedding and head F16, norms F32.  Matrices are read, packed and written one by one.
 """
 
 from __future__ import annotations
@@ -25,13 +29,19 @@ from numpy.typing import NDArray
 from edgeagent.convert import yarn
 from edgeagent.convert.checkpoint import Checkpoint, TritMatrix
 from edgeagent.convert.gguf import ACTIVATION_BITS_KEY
-from edgeagent.convert.gguf_trits import F16, F32, TQ1_0, TQ2_0, Packing, choose, encode
+from edgeagent.convert.gguf_trits import F16, F32, IQ2_BN, TQ1_0, TQ2_0, Packing, choose, encode
 from edgeagent.convert.gguf_write import Planned, write_gguf_file
 from edgeagent.convert.tokenizers_gguf import tokenizer_metadata
 from edgeagent.errors import ModelError
 
-#: Format to tensor type and to llama.cpp's file type.
-FORMATS = {"gguf-tq2_0": (TQ2_0, 37), "gguf-tq1_0": (TQ1_0, 36)}
+#: Format to tensor type and to the file type of its program.
+FORMATS = {
+    "gguf-tq2_0": (TQ2_0, 37),
+    "gguf-tq1_0": (TQ1_0, 36),
+    "gguf-iq2_bn": (IQ2_BN, 137),
+}
+IK_FORMATS = ("gguf-iq2_bn",)  # of ik_llama.cpp alone
+BITNET, BITNET_RELU2 = "bitnet", "bitnet-b1.58"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _GLOBAL = {
     EMBEDDING: "token_embd.weight",
@@ -57,12 +67,15 @@ _INTERLEAVED = ("llama", "minicpm")
 #: Values of the embedding and the head that are converted at a time.
 CHUNK_VALUES = 1 << 24
 RELU2_NOTE = (
-    "the model's activation is ReLU²: llama.cpp's `bitnet` computes SiLU unless it reads the key "
-    "bitnet.hidden_activation"
+    "the model's activation is ReLU²: written as `bitnet-b1.58`, which llama.cpp refuses (it has "
+    "SiLU only); for ik_llama.cpp, which computes it, take --format gguf-iq2_bn"
 )
-INT8_NOTE = (
-    "the model was made for activations in float: llama.cpp rounds them to 8 bits in blocks of 256"
+AS_BITNET_NOTE = (
+    "the model's activation is ReLU²: llama.cpp computes SiLU from this file, so its text is "
+    "wrong, unless yours reads the key bitnet.hidden_activation"
 )
+IK_NOTE = "IQ2_BN is a type of ik_llama.cpp: no other program reads the file"
+INT8_NOTE = "the model was made for activations in float: the reader rounds them to 8 bits"
 
 
 @dataclass(slots=True)
@@ -73,7 +86,7 @@ class Exported:
         architecture: as GGUF names it.
         n_ternary: matrices in the asked format.
         others: matrices that had to take another type, by its name.
-        notes: what a user of the file should know.
+        notes: what a user of the file should know; see `notes_on`.
     """
 
     architecture: str
@@ -82,8 +95,26 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-def architecture_of(source: Checkpoint) -> str:
+def notes_on(source: Checkpoint, file_format: str, *, as_bitnet: bool = False) -> list[str]:
+    """Return what a user of the file should know before it is written: above all, who reads it."""
+    notes = []
+    if file_format in IK_FORMATS:
+        notes.append(IK_NOTE)
+    if source.config.get("hidden_act") == "relu2" and as_bitnet:
+        notes.append(AS_BITNET_NOTE)
+    elif source.config.get("hidden_act") == "relu2" and file_format not in IK_FORMATS:
+        notes.append(RELU2_NOTE)
+    if source.activation_bits != 8:
+        notes.append(INT8_NOTE)
+    return notes
+
+
+def architecture_of(source: Checkpoint, *, as_bitnet: bool = False) -> str:
     """Return GGUF's name of the family.
+
+    Args:
+        source: the model.
+        as_bitnet: a model of squared ReLU as `bitnet`, which says SiLU to most programs.
 
     Raises:
         ModelError: llama.cpp has no model like this one.
@@ -103,7 +134,7 @@ def architecture_of(source: Checkpoint) -> str:
     ):
         raise ModelError("llama.cpp's `bitnet` has heads that add up to the hidden size")
     if sub_norms:
-        return "bitnet"
+        return BITNET_RELU2 if relu2 and not as_bitnet else BITNET
     if head_norms:
         return "qwen3"
     return "minicpm" if family == "MiniCPMForCausalLM" else "llama"
@@ -212,7 +243,7 @@ def _metadata(source: Checkpoint, arch: str, file_type: int, size: int) -> dict[
         **_rope(c, arch),
         **(_minicpm(c) if arch == "minicpm" else {}),
     }
-    if arch == "bitnet" and c.get("hidden_act") == "relu2":
+    if c.get("hidden_act") == "relu2":
         found[f"{arch}.hidden_activation"] = "relu2"
     return found
 
@@ -341,6 +372,7 @@ def export_gguf(
     file_format: str,
     *,
     with_tokenizer: bool = True,
+    as_bitnet: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Write `source` as the file `out`.
@@ -350,6 +382,7 @@ def export_gguf(
         out: the file; it is there whole or not at all.
         file_format: a key of FORMATS.
         with_tokenizer: write the tokenizer too, as people want it.
+        as_bitnet: see `architecture_of`.
         progress: called with the tensors written and their number.
 
     Raises:
@@ -357,7 +390,7 @@ def export_gguf(
         AdapterError: the disk refuses.
     """
     wanted, file_type = FORMATS[file_format]
-    arch = architecture_of(source)
+    arch = architecture_of(source, as_bitnet=as_bitnet)
     size = source.shapes()[EMBEDDING][0]
     metadata = _metadata(source, arch, file_type, size)
     files = source.tokenizer() if with_tokenizer else None
@@ -371,21 +404,11 @@ def export_gguf(
             progress(i + 1, len(planned))
 
     write_gguf_file(out, metadata, planned, read)
-    return _report(source, arch, wanted, writer.packings())
-
-
-def _report(
-    source: Checkpoint, arch: str, wanted: int, packings: Mapping[str, Packing]
-) -> Exported:
-    exported = Exported(arch)
-    for packing in packings.values():
+    exported = Exported(arch, notes=notes_on(source, file_format, as_bitnet=as_bitnet))
+    for packing in writer.packings().values():
         if packing.kind == wanted:
             exported.n_ternary += 1
         else:
             name = "F16" if packing.kind == F16 else "Q4_0"
             exported.others[name] = exported.others.get(name, 0) + 1
-    if source.config.get("hidden_act") == "relu2":
-        exported.notes.append(RELU2_NOTE)
-    if source.activation_bits != 8:
-        exported.notes.append(INT8_NOTE)
     return exported

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import gguf_peer
 from edgeagent.convert.gguf_types import (
     I2S_VARIANTS,
     TERNARY_BLOCKS,
@@ -36,6 +37,7 @@ VECTORS = {
     "PTQ1_0": (112, "1668a906715d20e1ad79c8b79fe526ef", "6e74a22eb657e10f"),
     "Q2_0_G64": (144, "00381485a6892050149a26824051689a", "359c9e7c44c0b93d"),
     "Q2_0_G128": (136, "00381485a6892050149a26824051689a", "fb4b688c4c841b9a"),
+    "IQ2_BN": (136, "0000003f2091a940a18144a602850612", "cc16bb63fc04e783"),
 }
 
 
@@ -102,7 +104,7 @@ def test_any_base_3_byte_decodes_as_the_gguf_package_does(qs, qh):
 def test_code_three_is_refused(layout):
     shape = (4, 256)
     data = encode(layout, np.zeros(shape, np.int8)).ravel().copy()
-    data[4] = 0xFF
+    data[5] = 0xFF
     with pytest.raises(ModelError, match="code 3"):
         decode(layout, data, shape)
 
@@ -112,12 +114,28 @@ def test_a_scale_that_is_no_number_is_refused_and_not_written(kind):
     block = TERNARY_BLOCKS[kind]
     ones = np.ones((1, block.weights), np.int8)
     data = encode_blocks(kind, ones, SCALE).copy()
-    at = slice(0, 2) if block.scale_first else slice(-2, None)
-    data[0, at] = (0, 0x7C)  # infinity
+    at = slice(0, 2) if block.scale_first else slice(2, 4) if block.row_scale else slice(-2, None)
+    data[0, at] = (0x80, 0x7F) if block.row_scale else (0, 0x7C)  # infinity
     with pytest.raises(ModelError, match="not finite"):
         decode_blocks(kind, data, *ones.shape)
+    if block.row_scale:  # a float32, which holds every scale that we have
+        _, scales = decode_blocks(kind, encode_blocks(kind, ones, np.float32(1e6)), *ones.shape)
+        assert scales.tolist() == [[1e6]]
+        return
     with pytest.raises(ModelError, match="float16"):
         encode_blocks(kind, ones, np.float32(1e6))
+
+
+def test_iq2_bn_as_the_writer_whose_files_ik_llama_cpp_is_measured_with():
+    rng = np.random.default_rng(4)
+    trits = rng.integers(-1, 2, (6, 192)).astype(np.int8)
+    assert np.array_equal(
+        encode_blocks("IQ2_BN", trits, SCALE), gguf_peer.iq2_bn(trits, np.float16(SCALE))
+    )
+    scales = rng.random((6, 1)).astype(np.float32)  # one a row, and none of them a float16
+    again, found = decode_blocks("IQ2_BN", encode_blocks("IQ2_BN", trits, scales), 6, 192)
+    assert np.array_equal(again, trits)
+    assert np.array_equal(found, scales)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused():

@@ -109,8 +109,15 @@ def test_the_command_exports(tmp_path, capsys):
     )
     said = json.loads(capsys.readouterr().out)
     assert said["bytes"] == (tmp_path / "m.gguf").stat().st_size
-    assert (said["architecture"], said["ternary"], said["others"]) == ("bitnet", 14, {})
+    assert (said["architecture"], said["ternary"], said["others"]) == ("bitnet-b1.58", 14, {})
     assert "SiLU" in said["notes"][0]
+    as_ik = ["export", model, str(tmp_path / "i.gguf"), "--format", "gguf-iq2_bn"]
+    assert main(as_ik) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("note: IQ2_BN is a type of ik_llama.cpp")
+    assert "bitnet-b1.58" in told.out
+    assert main([*as_ik[:-1], "gguf-tq1_0", "--relu2-as-bitnet"]) == 0
+    assert "its text is wrong" in capsys.readouterr().err
     assert main(["export", model, str(tmp_path / "hf"), "--format", "hf"]) == 0
     assert "BitNetForCausalLM" in capsys.readouterr().out
     assert main(["export", model, str(tmp_path / "hf"), "--format", "hf"]) == 78

@@ -7,9 +7,19 @@ import pytest
 from edgeagent.convert.checkpoint import TritMatrix
 from edgeagent.convert.configs import normalise
 from edgeagent.convert.gguf import GgufCheckpoint
-from edgeagent.convert.gguf_trits import F16, Q4_0, TQ1_0, TQ2_0, choose, encode, half_scales
+from edgeagent.convert.gguf_trits import (
+    F16,
+    IQ2_BN,
+    Q4_0,
+    TQ1_0,
+    TQ2_0,
+    choose,
+    encode,
+    half_scales,
+)
 from edgeagent.convert.to_gguf import (
     FORMATS,
+    IK_FORMATS,
     export_gguf,
     gguf_name,
     interleave,
@@ -56,12 +66,12 @@ def unpermuted(name, values, source, arch):
     return values.reshape(n, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("file_format", [f for f in FORMATS if f not in IK_FORMATS])
 @pytest.mark.parametrize(
     ("arch", "options"),
     [
         ("bitnet", {}),
-        ("bitnet", {"hidden_act": "relu2"}),
+        ("bitnet-b1.58", {"hidden_act": "relu2"}),
         ("llama", {"sub_norms": False, **LLAMA}),
         ("llama", {"sub_norms": False, "groups": 1, "bits": 16, **LLAMA}),
         ("qwen3", {"sub_norms": False, "head_norms": True, **QWEN}),
@@ -91,13 +101,43 @@ def test_keys_say_what_the_model_is(tmp_path):
     export_gguf(MemoryCheckpoint(hidden_act="relu2"), tmp_path / "m.gguf", "gguf-tq2_0")
     keys, _, types = read(tmp_path / "m.gguf")
     assert keys["general.file_type"] == gguf.LlamaFileType.MOSTLY_TQ2_0
-    assert keys["bitnet.attention.head_count_kv"] == 2
-    assert keys["bitnet.attention.key_length"] == 64
-    assert keys["bitnet.context_length"] == 128
-    assert keys["bitnet.hidden_activation"] == "relu2"
-    assert keys["bitnet.rope.freq_base"] == 10000.0
+    assert keys["bitnet-b1.58.attention.head_count_kv"] == 2
+    assert keys["bitnet-b1.58.attention.key_length"] == 64
+    assert keys["bitnet-b1.58.context_length"] == 128
+    assert keys["bitnet-b1.58.hidden_activation"] == "relu2"
+    assert keys["bitnet-b1.58.rope.freq_base"] == 10000.0
     assert keys["tokenizer.ggml.model"] == "none"
     assert sum(kind == "TQ2_0" for kind in types.values()) == 14
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_no_file_of_squared_relu_has_a_name_that_means_silu_unless_asked(tmp_path, file_format):
+    source = MemoryCheckpoint(hidden_act="relu2")
+    done = export_gguf(source, tmp_path / "m.gguf", file_format)
+    there = GgufCheckpoint(tmp_path / "m.gguf")
+    assert there.metadata["general.architecture"] == "bitnet-b1.58"
+    assert there.config["hidden_act"] == "relu2"
+    assert "ik_llama.cpp" in done.notes[0]
+    asked = export_gguf(source, tmp_path / "n.gguf", file_format, as_bitnet=True)
+    assert asked.architecture == "bitnet"
+    assert "text is wrong" in asked.notes[-1]
+    assert GgufCheckpoint(tmp_path / "n.gguf").config["hidden_act"] == "relu2"
+    silu = export_gguf(MemoryCheckpoint(), tmp_path / "o.gguf", file_format, as_bitnet=True)
+    assert silu.architecture == "bitnet"
+    assert not any("ReLU" in note for note in silu.notes)
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 1, "sub_norms": False, **LLAMA}])
+def test_iq2_bn_keeps_the_scales_as_they_are(tmp_path, options):
+    source = MemoryCheckpoint(**options)
+    done = export_gguf(source, tmp_path / "m.gguf", "gguf-iq2_bn")
+    assert (done.n_ternary, done.others) == (14, {})
+    there = GgufCheckpoint(tmp_path / "m.gguf")
+    for name, matrix in matrices(source):
+        again = there.trits(name)
+        np.testing.assert_array_equal(again.trits, matrix.trits, err_msg=name)
+        np.testing.assert_array_equal(again.scales, matrix.scales, err_msg=name)
+        np.testing.assert_array_equal(there.floats(name, 3, 9), there.floats(name)[3:9])
 
 
 def test_the_scales_of_minicpm(tmp_path):
@@ -247,6 +287,8 @@ def test_progress_is_told(tmp_path):
 
 def test_which_type_a_matrix_gets():
     assert choose((8, 512), 1, TQ2_0).kind == TQ2_0
+    assert choose((8, 192), 1, IQ2_BN).n_bytes == 8 * (4 + 48)
+    assert choose((8, 512), 2, IQ2_BN).kind == Q4_0
     assert choose((8, 512), 2, TQ1_0).kind == TQ1_0
     assert choose((8, 512), 4, TQ1_0).kind == Q4_0
     assert choose((8, 512), 32, TQ1_0).kind == F16

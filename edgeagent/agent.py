@@ -22,6 +22,7 @@ from typing import Any
 from edgeagent import __version__, config, events
 from edgeagent.adapters.control import Control, only_agent
 from edgeagent.adapters.engine_process import ENGINE_COMMAND, EngineSettings
+from edgeagent.adapters.machine import machine
 from edgeagent.adapters.metered import Metered
 from edgeagent.adapters.mqtt import WINDOW_MARGIN, Handlers, Mqtt
 from edgeagent.adapters.mqtt_client import LOOP_S, Broker, Subscription, tls_context
@@ -29,6 +30,7 @@ from edgeagent.adapters.sd_notify import Notifier
 from edgeagent.adapters.sensors import Sensors
 from edgeagent.answering import Answering
 from edgeagent.config import Config
+from edgeagent.discovery import Node, device, discovery_topic
 from edgeagent.engines import Engines, Models
 from edgeagent.errors import (
     EX_OK,
@@ -38,12 +40,14 @@ from edgeagent.errors import (
     EdgeAgentError,
     QueryRefused,
 )
+from edgeagent.home_assistant import HomeAssistant
 from edgeagent.intake import Intake
 from edgeagent.model_store import ModelStore
 from edgeagent.progress import Progress
 from edgeagent.protocol.commands import UPDATE_ACTIONS
 from edgeagent.protocol.inbox import Inbox
 from edgeagent.protocol.messages import Bounds, Incoming
+from edgeagent.protocol.replies import encode
 from edgeagent.protocol.reports import OFFLINE, ONLINE
 from edgeagent.protocol.topics import Topics, update_notice
 from edgeagent.reporting import Reporting
@@ -116,6 +120,7 @@ class Agent:
             progress,
         )
         self._updating = self._make_updating(models)
+        self._home = self._make_home()
         self._routes: dict[str, Callable[[Incoming], None]] = {
             topics.query_request: self._intake.on_request,
             topics.query_cancel: self._intake.on_cancel,
@@ -123,10 +128,34 @@ class Agent:
         self._notes: dict[str, Callable[[Incoming], None]] = {  # acknowledged at once
             topics.update_request: self._updating.on_request,
             update_notice(settings.update.repo): self._updating.on_notice,
+            settings.home_assistant.status_topic: self._home.on_status,
         }
         self._control = self._make_control(is_alone)
         self._defect: BaseException | None = None
         self._stop = asyncio.Event()
+
+    def _make_home(self) -> HomeAssistant:
+        settings = self._config
+        topic = discovery_topic(settings.home_assistant.prefix, settings.node.name)
+        return HomeAssistant(
+            self._mqtt,
+            topic if settings.home_assistant.discovery else None,
+            self._announcement,
+            lambda: self._sensing.last.time_s > 0,  # which sensors there are
+            settings.paths.state_dir,
+            self._progress,
+        )
+
+    def _announcement(self) -> bytes:
+        """Return what Home Assistant is told about this node."""
+        settings = self._config
+        node = Node(
+            settings.node.name,
+            machine(settings.power.sysroot).model,
+            __version__,
+            settings.telemetry.interval_s,
+        )
+        return encode(device(node, self._topics, self._sensing.last.sources))
 
     def _make_control(self, is_alone: bool) -> Control:
         path = config.control_socket(self._config.paths) if is_alone else None
@@ -166,6 +195,7 @@ class Agent:
             "sensors": self._sensing.run(),
             "update": self._updating.run(),
             "control": self._control.run(),
+            "discovery": self._home.run(),
             "telemetry": self._reporting.run_telemetry(),
             "health": self._reporting.run_health(),
             "watchdog": self._watch(),
@@ -210,6 +240,7 @@ class Agent:
     def _on_connected(self) -> None:
         self._reporting.publish_info()
         self._reporting.publish_health()
+        self._home.connected()
 
     def _on_lost(self) -> None:
         self._intake.connection_lost()
@@ -351,6 +382,8 @@ def _broker(settings: Config, topics: Topics, wake_s: float) -> Broker:
     ]
     if settings.update.enabled:
         subscriptions.append(Subscription(update_notice(settings.update.repo), wants_retained=True))
+    if settings.home_assistant.discovery:
+        subscriptions.append(Subscription(settings.home_assistant.status_topic, qos=0))
     tls = None
     if _tls_files(settings) is not None:
         try:

@@ -169,6 +169,15 @@ class Telemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class HomeAssistant:
+    """Whether Home Assistant finds this node by itself."""
+
+    discovery: bool = _opt(False, "announce the node; off again removes the announcement")
+    prefix: str = _opt("homeassistant", "root of its discovery topics")
+    status_topic: str = _opt("homeassistant/status", "where it says that it has started")
+
+
+@dataclass(frozen=True, slots=True)
 class Power:
     """Where sensors are looked for."""
 
@@ -254,6 +263,7 @@ class Config:
     engine: Engine = field(default_factory=Engine)
     query: QueryLimits = field(default_factory=QueryLimits)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    home_assistant: HomeAssistant = field(default_factory=HomeAssistant)
     power: Power = field(default_factory=Power)
     update: Update = field(default_factory=Update)
     paths: Paths = field(default_factory=Paths)
@@ -383,13 +393,7 @@ def _check_whole(config: Config, source: str) -> None:
         )
     if name == "reply":
         raise ConfigError(f"{source}: node.name: 'reply' is taken by the reply topics")
-    try:
-        check_topic_name(config.mqtt.prefix)
-        for prefix in config.mqtt.reply_prefixes:
-            check_topic_name(prefix.removesuffix("/"))
-    except ProtocolError as err:
-        detail = str(err).removeprefix("reply topic ")
-        raise ConfigError(f"{source}: mqtt.prefix or mqtt.reply_prefixes: {detail}") from err
+    _check_topics(config, source)
     if any(not prefix.endswith("/") for prefix in config.mqtt.reply_prefixes):
         raise ConfigError(f"{source}: mqtt.reply_prefixes: each must end with '/'")
     if (config.mqtt.tls_cert_file is None) != (config.mqtt.tls_key_file is None):
@@ -404,6 +408,22 @@ def _check_whole(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: update.window: {err}") from err
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", config.update.repo):
         raise ConfigError(f"{source}: update.repo: expected 1 to 64 of A-Z a-z 0-9 . _ -")
+
+
+def _check_topics(config: Config, source: str) -> None:
+    try:
+        check_topic_name(config.mqtt.prefix)
+        for prefix in config.mqtt.reply_prefixes:
+            check_topic_name(prefix.removesuffix("/"))
+    except ProtocolError as err:
+        detail = str(err).removeprefix("reply topic ")
+        raise ConfigError(f"{source}: mqtt.prefix or mqtt.reply_prefixes: {detail}") from err
+    for key in ("prefix", "status_topic"):
+        try:
+            check_topic_name(getattr(config.home_assistant, key))
+        except ProtocolError as err:
+            detail = str(err).removeprefix("reply topic ")
+            raise ConfigError(f"{source}: home_assistant.{key}: {detail}") from err
 
 
 _TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

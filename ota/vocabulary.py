@@ -91,6 +91,24 @@ def in_words(phase: Phase, code: str = "") -> Words:
     return words
 
 
+STATE_KEYS = (
+    "installed_version",
+    "latest_version",
+    "title",
+    "release_summary",
+    "in_progress",
+    "update_percentage",
+)
+"""What Home Assistant reads of ``model/state``.  It throws away a message with any other key whole
+(``MQTT_JSON_UPDATE_SCHEMA`` in ``homeassistant/components/mqtt/update.py``), so they are picked."""
+ATTRIBUTES = ("phase", "code", "gated")
+
+
+def _picked(keys: tuple[str, ...]) -> str:
+    """Return a template that gives an object of these keys of a message."""
+    return "{{ {" + ", ".join(f"'{key}': value_json.{key}" for key in keys) + "} | tojson }}"
+
+
 def discovery(node: str, prefix: str) -> dict[str, Any]:
     """Return Home Assistant's discovery of the update entity of a node.
 
@@ -102,7 +120,12 @@ def discovery(node: str, prefix: str) -> dict[str, Any]:
         "platform": "update",
         "unique_id": f"edgeagent_{node}_model",
         "name": "Model",
+        "device_class": "firmware",
+        "entity_category": "config",
         "state_topic": f"{prefix}/model/state",
+        "value_template": _picked(STATE_KEYS),
+        "json_attributes_topic": f"{prefix}/model/state",
+        "json_attributes_template": _picked(ATTRIBUTES),
         "command_topic": f"{prefix}/model/update/request",
         "payload_install": '{"action":"install"}',
         "availability_topic": f"{prefix}/state",

@@ -33,6 +33,12 @@ LAYERS: dict[str, set[str]] = {
         "ota.clock",
         "ota.conditions",
     },
+    "edgeagent.discovery": {"edgeagent.protocol", "ota.vocabulary"},
+    "edgeagent.home_assistant": {
+        "edgeagent.errors",
+        "edgeagent.progress",
+        "edgeagent.protocol",
+    },
     "edgeagent.update_history": set(),
     "edgeagent.update_rest": {"edgeagent.protocol"},
     "edgeagent.cpus": {"edgeagent.errors"},

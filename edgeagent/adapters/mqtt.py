@@ -164,11 +164,18 @@ class Mqtt:
         outgoing.done.set_result(None)
         return outgoing.done
 
-    def publish_retained(self, topic: str, payload: bytes) -> None:
-        """Publish state; it is published again on every connection."""
+    def publish_retained(self, topic: str, payload: bytes) -> asyncio.Future[None] | None:
+        """Publish state; it is published again on every connection.
+
+        Returns:
+            As `publish`; None while there is no connection.
+        """
         self._retained[topic] = payload
-        if self._is_up:
-            self._send(self._outgoing(topic, payload, retain=True))
+        if not self._is_up:
+            return None
+        outgoing = self._outgoing(topic, payload, retain=True)
+        self._send(outgoing)
+        return outgoing.done
 
     def acknowledge(self, delivery: object) -> None:
         """Acknowledge a delivery; one of an earlier connection is ignored."""

@@ -37,11 +37,14 @@ class Peer:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdout
+        # ik_llama.cpp writes warnings between the answers
+        self._lines = (line for line in self._process.stdout if line.startswith("{"))
         self.name = model.stem
         self.ready = self._read()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
+        line = next(self._lines, "")
         answer = json.loads(line or '{"error": "the worker died"}')
         if "error" in answer:
             raise SystemExit(f"{self.name}: {answer['error']}")

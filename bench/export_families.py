@@ -1,9 +1,11 @@
-"""Do transformers and llama.cpp compute what we compute, for every family that we export?
+"""Do transformers, llama.cpp and ik_llama.cpp compute what we compute, for every family?
 
-    python -m bench.export_families --hf PYTHON --llama PYTHON
+    python -m bench.export_families --hf PYTHON --llama PYTHON [--out FILE]
 
-Random models (tests/convert/checkpoints.py) as our directories, exported: our logits beside
-those of transformers in float32 (the largest difference) and of llama.cpp (the least cosine).
+Random models (tests/convert/checkpoints.py) as our directories, exported.  Transformers in float32
+must have our logits and our 64 greedy tokens, on a prompt that it chose (bench/parity_prompts.py).
+llama.cpp and ik_llama.cpp, which round activations in blocks, must have nearly our logits: their
+least cosine over the prompt.  A model of squared ReLU must be refused by llama.cpp.
 """
 
 from __future__ import annotations
@@ -15,72 +17,111 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bench.agree import compare
-from bench.compare import Peer
+from bench.compare import Peer, commit
 from bench.export_parity import logits_of
+from bench.parity import run, verdict
 from edgeagent import _core
 from edgeagent.convert.ours import open_ours
-from edgeagent.convert.to_gguf import FORMATS, export_gguf
+from edgeagent.convert.to_gguf import FORMATS, IK_FORMATS, export_gguf
 from edgeagent.convert.to_hf import export_hf
 from edgeagent.model.files import open_model
 from tests.convert.checkpoints import MemoryCheckpoint, write_ours
 from tests.convert.test_round_trips import FAMILIES
 
-N_TOKENS = 24
-#: Positions with a larger difference have an activation that was rounded to the other int8.
-NEAR = 1e-3
-#: What transformers is asked: logits of every position, in float32.
+#: Rounded in blocks, logits of random models have 0.999; with a wrong scale or rotation, below 0.9.
+LEAST_COSINE = 0.99
+#: What llama.cpp is asked where no reference chose a prompt.
+IDS = [0, *np.random.default_rng(3).integers(5, 270, 23).tolist()]
+NOT_IN_HF = "minicpm"  # its code is not in transformers
 HF_WORKER = """
-import json, sys, numpy, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-with torch.no_grad():
-    logits = model(torch.tensor([json.loads(sys.argv[2])])).logits[0]
-numpy.save(sys.argv[3], logits.float().numpy())
+import sys, pathlib, numpy
+sys.path.insert(0, sys.argv[1])
+import parity_reference
+numpy.savez(sys.argv[3], **parity_reference.expected(pathlib.Path(sys.argv[2])))
 """
 
 
-def theirs(python: Path, model: Path, ids: list[int], out: Path) -> np.ndarray:
-    env = os.environ | {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [python, "-c", HF_WORKER, model, json.dumps(ids), out]
-    subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
-    return np.load(out)
+def hf_answers(python: Path, model: Path) -> dict[str, Any]:
+    """Let transformers choose a prompt and compute it."""
+    out = model.with_suffix(".npz")
+    command = [python, "-c", HF_WORKER, Path(__file__).parent, model, out]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{model.name}: {done.stderr.strip().splitlines()[-1]}")
+    return dict(np.load(out))
 
 
-def main() -> None:
+def against_hf(python: Path, source: Any, model: _core.Model, target: Path) -> dict[str, Any]:
+    export_hf(source, target)
+    expected = hf_answers(python, target)
+    ids, greedy = expected["ids"].tolist(), expected["greedy"].tolist()
+    session = _core.Session(model, len(ids) + len(greedy), kv_bits=32)
+    return verdict(run(session, ids, len(greedy)), expected["logits"], greedy)
+
+
+def against_gguf(
+    python: Path, source: Any, ours: np.ndarray, file_format: str, scratch: Path
+) -> dict[str, Any]:
+    file, out = scratch / f"{file_format.removeprefix('gguf-')}.gguf", scratch / "logits.npy"
+    export_gguf(source, file, file_format)
+    try:
+        peer = Peer(python, file)
+    except SystemExit as refusal:
+        relu2 = source.config.get("hidden_act") == "relu2"
+        return {"refused": str(refusal), "passed": relu2 and file_format not in IK_FORMATS}
+    peer.ask({"op": "logits", "ids": IDS, "out": str(out)})
+    peer.close()
+    cosine = float(compare(ours, np.load(out))["cosine_min"])
+    return {"cosine": cosine, "passed": cosine >= LEAST_COSINE}
+
+
+def family(name: str, options: dict[str, Any], hf: Path, llama: Path) -> dict[str, Any]:
+    """Export one family every way, and ask everybody."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_ours(Path(folder) / name, MemoryCheckpoint(**options))
+        source, files = open_ours(path), open_model(path)
+        model = _core.Model(dict(files.config), files.tensors)
+        result = {}
+        if name != NOT_IN_HF:
+            result["transformers"] = against_hf(hf, source, model, Path(folder) / "hf")
+        ours = logits_of(model, IDS)
+        for file_format in FORMATS:
+            result[file_format] = against_gguf(llama, source, ours, file_format, Path(folder))
+    return result
+
+
+def words(result: dict[str, Any]) -> str:
+    if "refused" in result:
+        return "refused"
+    if "cosine" in result:
+        return f"cos {result['cosine']:.5f}"
+    return f"|d| {result['max_difference']:.1e}, {result['greedy_tokens']}/{result['of']} tokens"
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hf", type=Path, required=True, help="python with transformers")
-    parser.add_argument("--llama", type=Path, required=True, help="python with llama-cpp-python")
+    parser.add_argument("--llama", type=Path, required=True, help="python with both llama.cpp")
+    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     arguments = parser.parse_args()
-    ids = [0, *np.random.default_rng(3).integers(5, 270, N_TOKENS - 1).tolist()]
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        for family, options in FAMILIES.items():
-            path, out = scratch / family, scratch / "logits.npy"
-            write_ours(path, MemoryCheckpoint(**options))
-            source, files = open_ours(path), open_model(path)
-            ours = logits_of(_core.Model(dict(files.config), files.tensors), ids)
-            words = [f"{family:14}"]
-            if family != "minicpm":  # its code is not in transformers
-                export_hf(source, scratch / f"{family}-hf")
-                there = theirs(arguments.hf, scratch / f"{family}-hf", ids, out)
-                each = np.abs(ours - there).max(axis=1)  # a position
-                near = int((each < NEAR).sum())
-                words.append(f"transformers |d| {each.max():.1e}, below {NEAR}: {near}/{len(ids)}")
-            for file_format in FORMATS if options.get("hidden_act") != "relu2" else ():
-                file = scratch / f"{family}-{file_format}.gguf"
-                export_gguf(source, file, file_format)
-                peer = Peer(arguments.llama, file)
-                peer.ask({"op": "logits", "ids": ids, "out": str(out)})
-                peer.close()
-                found = compare(ours, np.load(out))
-                words.append(f"{file_format} cos {found['cosine_min']:.5f}")
-            print("  ".join(words))
-            sys.stdout.flush()
+    results = {}
+    for name, options in FAMILIES.items():
+        found = results[name] = family(name, options, arguments.hf, arguments.llama)
+        line = "  ".join(f"{who} {words(what)}" for who, what in found.items())
+        good = all(each["passed"] for each in found.values())
+        print(f"{name:14} {line}  {'ok' if good else 'DIFFERS'}", flush=True)
+    if arguments.out:
+        report = {"commit": commit(), "families": results}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    passed = [each["passed"] for found in results.values() for each in found.values()]
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,8 +25,8 @@ parity: $(VENV)/.dev build/parity/models/.done build/parity/adapters/.done $(PEE
 	$(BIN)/python -m bench.export_families --hf $(PARITY)/bin/python --llama $(PEERS)/bin/python
 
 fuzz-readers: $(VENV)/.dev
-	for kind in safetensors gguf config; do \
-		$(BIN)/python -m bench.fuzz_readers $$kind --seconds 600 || exit 1; \
+	for kind in safetensors gguf config adapter directory; do \
+		$(BIN)/python -m bench.fuzz_readers $$kind --out bench/results/fuzz-$$kind.json || exit 1; \
 	done
 	for kind in spm gguf json llama2c; do \
 		$(BIN)/python -m bench.fuzz_tokenizers $$kind --seconds 600 || exit 1; \

@@ -201,9 +201,10 @@ class Engines:
         self._soak_crashes = self._soak_crashes + 1 if self._models.is_fresh() else 0
         if self._is_given_up():
             n_failures = max(self._crashes, self._soak_crashes)
+            code = "model_damaged" if self.is_hopeless else "soak_crashes"
+            self.failure = None  # there is hope: queries wait for the model before this one
             await self._revert(f"{n_failures} failures: {reason}")
             self._crashes = self._soak_crashes = 0
-            code = "model_damaged" if isinstance(self.failure, ModelError) else "soak_crashes"
             self._on_change("rolled_back", {"reason": reason, "code": code})
             return
         delay_s = self._backoff.next_s(0.0, random.random())

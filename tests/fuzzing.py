@@ -12,6 +12,7 @@ import json
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import time
 import tracemalloc
@@ -157,11 +158,12 @@ def main(doc: str, targets: dict[str, Callable[[Path], Target]]) -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folder = args.work / args.target
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # or what an earlier run damaged would be the seeds
+    folder.mkdir(parents=True)
     target = targets[args.target](folder)
     _limit_address_space()
     started_s = time.process_time()
-    tally = run(target, args.seed, seconds=args.seconds, keep=folder / "input")
+    tally = run(target, args.seed, seconds=args.seconds, keep=args.work / f"{args.target}.input")
     result = {
         "target": args.target,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

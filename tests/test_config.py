@@ -66,7 +66,7 @@ def test_a_configuration_is_frozen():
     ("text", "line"),
     [
         ("x", "not TOML: "),
-        ("[mqqt]\n", "section 'mqqt' does not exist; known are engine, home_assistant, model, mqtt"),
+        ("[mqqt]\n", "section 'mqqt' does not exist; known are engine, home_assistant, model"),
         ("[mqtt]\nprot = 1\n", "[mqtt] key 'prot' does not exist; known are host, keepalive_s,"),
         ("node = 1\n", "[node] must be a section"),
         ("[mqtt]\nport = 0\n", "mqtt.port: expected 1 to 65535, got 0"),

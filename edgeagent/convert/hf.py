@@ -110,12 +110,13 @@ class _Shards:
 def _shard_names(path: Path) -> list[str]:
     if (path / INDEX_NAME).is_file():
         weight_map = read_json(path / INDEX_NAME).get("weight_map")
-        values = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        names = sorted(name for name in values if isinstance(name, str))
-        if not names or len(names) != len(values) or len(names) > MAX_FILES:
+        values = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        are_names = all(isinstance(name, str) for name in values)
+        names = sorted(set(values)) if are_names else []
+        if not names or len(names) > MAX_FILES:
             raise ModelError(f"{INDEX_NAME}: expected a weight_map of tensor names to files")
         for name in names:
-            if Path(name).name != name:
+            if Path(name).name != name or "\0" in name:
                 raise ModelError(f"{INDEX_NAME}: {name!r}: expected a file of the directory")
         return names
     names = sorted(

@@ -141,7 +141,7 @@ def _shards(path: Path, release: Release) -> dict[str, list[str]]:
         raise ModelError(f"{INDEX_NAME}: expected a weight_map of tensor names to shards")
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
-        if shard not in release.files:
+        if not isinstance(shard, str) or shard not in release.files:
             raise ModelError(f"{INDEX_NAME}: {tensor}: shard {shard!r} is not in {RELEASE_FILE}")
         shards.setdefault(shard, []).append(tensor)
     return shards

@@ -92,7 +92,11 @@ class Outcome:
 
 def _stop_ids(config: Mapping[str, Any]) -> frozenset[int]:
     eos = config.get("eos_token_id")
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ModelError(f"config.json: eos_token_id: expected token ids, got {token!r}")
+    return frozenset(ids)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

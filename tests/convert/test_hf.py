@@ -162,10 +162,11 @@ def test_shards_come_from_the_index_and_bf16_is_read_by_rows(tmp_path):
     rows = source.floats("model.embed_tokens.weight", 3, 5)
     want = (weights["model.embed_tokens.weight"][3:5].view(np.uint32) & 0xFFFF0000).view("<f4")
     assert np.array_equal(rows, want)
-    index[names[0]] = "../part-0.safetensors"
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(ModelError, match="a file of the directory"):
-        HfCheckpoint(path)
+    for wrong in ("../part-0.safetensors", "part-0\0", ["part-0.safetensors"], {}, 1):
+        index[names[0]] = wrong
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        with pytest.raises(ModelError, match="a file of the directory|tensor names to files"):
+            HfCheckpoint(path)
 
 
 def refusal(tmp_path, tensors, **changes):

@@ -16,6 +16,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,10 @@ TARGETS = {
 
 def fuzz(target: Target, seconds: float, seed: int, keep: Path) -> tuple[int, int, float]:
     """Return the inputs, how many were read, and the most memory a byte of input."""
-    r, end = random.Random(seed), time.monotonic() + seconds
+    r, end = random.Random(seed), time.process_time() + seconds
     n = read = 0
     most = 0.0
-    while time.monotonic() < end:
+    while time.process_time() < end:
         watched = n % CHECK_EVERY == 0
         if watched:
             tracemalloc.start()
@@ -213,7 +214,8 @@ def fuzz(target: Target, seconds: float, seed: int, keep: Path) -> tuple[int, in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=600, help="of CPU time")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz-input"))
     arguments = parser.parse_args()
@@ -221,9 +223,19 @@ def main() -> None:
     target = TARGETS[arguments.target]()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM_BYTES, used + HEADROOM_BYTES))
+    started_s = time.process_time()
     n, read, most = fuzz(target, arguments.seconds, arguments.seed, arguments.keep)
-    print(f"{arguments.target}: {n} inputs, {read} read, {n - read} refused, "
-          f"{max(most, 0):.0f} bytes of memory a byte at the most")  # fmt: skip
+    result = {
+        "target": f"tokenizer {arguments.target}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": arguments.seed,
+        "cpu_seconds": round(time.process_time() - started_s, 1),
+        "cases": n, "read": read, "refused": n - read, "most_bytes_a_byte": round(max(most, 0), 1),
+        "limit": f"{SPARE_BYTES} bytes and {BYTES_A_BYTE} a byte of input",
+    }  # fmt: skip
+    print(json.dumps(result))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

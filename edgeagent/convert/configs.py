@@ -21,6 +21,7 @@ QWEN3, MINICPM = "Qwen3ForCausalLM", "MiniCPMForCausalLM"
 #: Bounds of what a config may claim: far above every published model of these families, far below
 #: what makes a product of two of them overflow or a plan of the tensors fill the memory.
 MAX_SIZE = 1 << 20
+MAX_HEAD_DIM = 1 << 12  # longrope and YaRN have a factor for each pair of channels
 MAX_LAYERS = 1 << 10
 MAX_POSITIONS = 1 << 24
 MAX_EOS = 64
@@ -232,7 +233,7 @@ def _head_sizes(config: Mapping[str, Any], family: Family, where: str) -> dict[s
     kv_heads = integer(config, "num_key_value_heads", MAX_SIZE, heads, at)
     if config.get("head_dim") is None and family.head_dim is None and hidden % heads:
         raise ModelError(f"{at}hidden_size {hidden} is no multiple of {heads} heads")
-    head_dim = integer(config, "head_dim", MAX_SIZE, family.head_dim or hidden // heads, at)
+    head_dim = integer(config, "head_dim", MAX_HEAD_DIM, family.head_dim or hidden // heads, at)
     if heads % kv_heads or head_dim % 2:
         raise ModelError(
             f"{at}expected even heads, in equal groups; got {heads} heads of {head_dim} and "

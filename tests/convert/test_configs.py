@@ -125,6 +125,7 @@ def test_ternary_bonsai_is_stretched_by_yarn():
         ({"num_attention_heads": 5}, "no multiple of 5 heads"),
         ({"num_key_value_heads": 3}, "equal groups"),
         ({"head_dim": 17}, "even heads"),
+        ({"head_dim": 8192}, "head_dim: expected an integer from 1 to 4096"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "hidden_act: expected silu or relu2"),
         ({"rope_scaling": {"type": "dynamic"}}, "rope scaling: expected default"),

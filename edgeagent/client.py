@@ -249,7 +249,11 @@ class Client:
                 )
             except queue.Empty:
                 break
-            if mqtt.topic_matches_sub(pattern, message.topic):
+            if not mqtt.topic_matches_sub(pattern, message.topic):
+                continue
+            if message.payload:
                 found[message.topic] = json.loads(message.payload)
+            else:
+                found.pop(message.topic, None)  # it was removed while we looked
         self._client.unsubscribe(pattern)
         return found

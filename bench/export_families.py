@@ -74,7 +74,10 @@ def against_gguf(
         peer = Peer(python, file)
     except SystemExit as refusal:
         relu2 = source.config.get("hidden_act") == "relu2"
-        return {"refused": str(refusal), "passed": relu2 and file_format not in IK_FORMATS}
+        return {
+            "refused": str(refusal).replace(f"{scratch}/", ""),
+            "passed": relu2 and file_format not in IK_FORMATS,
+        }
     peer.ask({"op": "logits", "ids": IDS, "out": str(out)})
     peer.close()
     cosine = float(compare(ours, np.load(out))["cosine_min"])

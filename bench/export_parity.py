@@ -161,7 +161,7 @@ def ask(
     try:
         peer = Peer(python, file)
     except SystemExit as refusal:
-        return {"refused": str(refusal)}
+        return {"refused": str(refusal).replace(f"{file.parent}/", "")}
     same = total = 0
     for ids, answer in zip(*greedy, strict=True):
         peer.ask({"op": "logits", "ids": ids + answer[:-1], "out": out})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def packed_shapes(out: int, width: int, layout: int) -> tuple[tuple[int, ...], .
         (width, -(-out // BLOCK3_TRITS), 64),
         (-(-out // TILE_OUTPUTS), -(-width // TILE_CHANNELS), 16, 4),
     )
+
+
+def _let_go(data: memoryview) -> None:
+    """Give the pages of a mapped file back: who reads a model through need not hold it.
+
+    They stay in the page cache, and come back when they are read again.
+    """
+    if isinstance(data.obj, mmap.mmap):
+        data.obj.madvise(mmap.MADV_DONTNEED)
 
 
 class OurCheckpoint:
@@ -125,7 +135,9 @@ class OurCheckpoint:
             raise ModelError(f"{self._path}: {name}: {err}") from err
         out, width = self._shapes[name]
         plane = np.frombuffer(data, np.uint8).reshape(stored)
-        return TritMatrix(unpack(plane, out, width, self._layout), self._scales(name, out, width))
+        trits = unpack(plane, out, width, self._layout)
+        _let_go(data)
+        return TritMatrix(trits, self._scales(name, out, width))
 
     def scale_groups(self, name: str) -> int:
         """Return the scales a row of a ternary matrix, without reading the matrix."""

@@ -30,6 +30,7 @@ from edgeagent.adapters.sd_notify import Notifier
 from edgeagent.adapters.sensors import Sensors
 from edgeagent.answering import Answering
 from edgeagent.config import Config
+from edgeagent.device_reports import DeviceReports
 from edgeagent.discovery import Node, device, discovery_topic
 from edgeagent.engines import Engines, Models
 from edgeagent.errors import (
@@ -119,8 +120,8 @@ class Agent:
             self._sensing,
             progress,
         )
-        self._updating = self._make_updating(models)
-        self._home = self._make_home()
+        self._reports = self._make_reports()
+        self._updating, self._home = self._make_updating(models), self._make_home()
         self._routes: dict[str, Callable[[Incoming], None]] = {
             topics.query_request: self._intake.on_request,
             topics.query_cancel: self._intake.on_cancel,
@@ -133,6 +134,19 @@ class Agent:
         self._control = self._make_control(is_alone)
         self._defect: BaseException | None = None
         self._stop = asyncio.Event()
+
+    def _make_reports(self) -> DeviceReports:
+        settings = self._config
+        reports = DeviceReports(
+            self._mqtt,
+            self._topics.model_report,
+            settings.node.name,
+            settings.paths.state_dir,
+            self._reporting.facts,
+            self._progress,
+        )
+        self._reporting.on_end, self._reporting.on_report_again = reports.ended, reports.again
+        return reports
 
     def _make_home(self) -> HomeAssistant:
         settings = self._config
@@ -196,6 +210,7 @@ class Agent:
             "update": self._updating.run(),
             "control": self._control.run(),
             "discovery": self._home.run(),
+            "reports": self._reports.run(),
             "telemetry": self._reporting.run_telemetry(),
             "health": self._reporting.run_health(),
             "watchdog": self._watch(),

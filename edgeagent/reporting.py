@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def rss_mib() -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Reporting:
     """Publishes the node's own state."""
 
@@ -58,6 +63,8 @@ class Reporting:
         self._progress = progress
         self._events = EventLog()
         self.history = History(config.paths.state_dir)
+        self.on_end: Callable[[], None] = _nothing
+        self.on_report_again: Callable[[], None] = _nothing
         self._started_s = time.monotonic()
 
     async def run_telemetry(self) -> None:
@@ -79,8 +86,13 @@ class Reporting:
         now_s = time.time()
         if kind in {"engine_failed", "rolled_back", "update_failed"}:
             self.last_error = {"type": kind, "time_s": round(now_s, 3), **data}
-        self.history.add(kind, data, now_s)
+        if self.history.add(kind, data, now_s):
+            self.on_end()
         self._mqtt.publish(self._topics.event, self._events.encode(kind, data, now_s), qos=1)
+
+    def report_again(self) -> None:
+        """Publish every signed report that is kept."""
+        self.on_report_again()
 
     def publish_info(self) -> None:
         """Publish what this node is."""
@@ -97,6 +109,13 @@ class Reporting:
     def respond(self, payload: bytes) -> None:
         """Publish the answer to a request for an update."""
         self._mqtt.publish(self._topics.update_response, payload, qos=1)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what each signed report says besides the end of an update."""
+        engine = self._engines.current
+        ready = None if engine is None else engine.ready
+        model = ready and {"name": ready.name, "version": ready.version, "root": ready.root}
+        return {"agent_version": __version__, "model": model}
 
     def info(self) -> bytes:
         """Return the ``info`` payload."""

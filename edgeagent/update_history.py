@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,23 @@ class History:
         self._path = Path(state_dir) / "ota" / "history.jsonl"
         self._last: dict[str, Any] | None = None
 
-    def add(self, kind: str, data: dict[str, Any], now_s: float) -> None:
-        """Add an end of an update, if ``kind`` is one and says something new."""
+    def add(self, kind: str, data: dict[str, Any], now_s: float) -> bool:
+        """Add an end of an update, if ``kind`` is one and says something new; say whether."""
         if kind not in KINDS:
-            return
+            return False
         short = {
             key: value[:MAX_TEXT] if isinstance(value, str) else value
             for key, value in data.items()
         }
-        entry = {"time_s": round(now_s), "type": kind, **short}
+        entry = {"id": secrets.token_hex(8), "time_s": round(now_s), "type": kind, **short}
         if self._is_repeated(entry):
-            return
+            return False
         try:
             self._write(entry)
         except OSError as err:
             log.warning("history.not_kept reason=%r", err.strerror or str(err))
         self._last = entry
+        return True
 
     def _is_repeated(self, entry: dict[str, Any]) -> bool:
         last = self._last

@@ -63,6 +63,9 @@ class Outlet(Protocol):
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Publish an event."""
 
+    def report_again(self) -> None:
+        """Publish every signed report that is kept."""
+
     @property
     def history(self) -> History:
         """What became of updates."""
@@ -139,6 +142,9 @@ class Updating:
             return {"history": self._outlet.history.entries(HISTORY_ENTRIES)}
         if action == "status":
             return self.status()
+        if action == "report":
+            self._outlet.report_again()
+            return {"action": action}
         if not self._is_enabled and action != ROLL_BACK:
             raise QueryRefused("updates are not enabled here", code="disabled")
         if action == CANCEL:

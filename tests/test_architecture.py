@@ -40,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
         "edgeagent.protocol",
     },
     "edgeagent.update_history": set(),
+    "edgeagent.device_reports": {"edgeagent.errors", "edgeagent.progress"},
     "edgeagent.update_rest": {"edgeagent.protocol"},
     "edgeagent.cpus": {"edgeagent.errors"},
     "edgeagent.pace": set(),

@@ -14,8 +14,8 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install", "cancel", "rollback", "status", "history")
-UPDATE_QUESTIONS = frozenset({"status", "history"})
+UPDATE_ACTIONS = ("check", "install", "cancel", "rollback", "status", "history", "report")
+UPDATE_QUESTIONS = frozenset({"status", "history", "report"})
 """Those that change nothing."""
 
 

@@ -87,6 +87,11 @@ class Topics:
         return self._own("model/state")
 
     @property
+    def model_report(self) -> str:
+        """Signed reports of what became of updates, at QoS 1."""
+        return self._own("model/report")
+
+    @property
     def update_request(self) -> str:
         """Check for or install a model."""
         return self._own("model/update/request")

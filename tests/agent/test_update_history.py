@@ -18,6 +18,7 @@ def test_what_happened_is_kept_over_restarts_in_order(tmp_path):
     again = History(tmp_path)
     again.add("rolled_back", {"version": "1.1.0", "reason": "x" * 9999}, 20.0)
     first, second = History(tmp_path).entries()
+    assert first.pop("id") != second["id"]
     assert first == {"time_s": 10, "type": "update_committed", **DONE}
     assert (second["type"], len(second["reason"])) == ("rolled_back", MAX_TEXT)
     assert History(tmp_path).entries(1) == [second]
@@ -60,7 +61,9 @@ def test_whatever_is_in_the_file_the_next_entry_is_found(tmp_path, torn):
     path.write_bytes(torn)
     history = History(tmp_path)
     history.add("update_committed", DONE, 5.0)
-    assert history.entries()[-1] == {"time_s": 5, "type": "update_committed", **DONE}
+    entry = history.entries()[-1]
+    assert len(entry.pop("id")) == 16
+    assert entry == {"time_s": 5, "type": "update_committed", **DONE}
 
 
 def test_a_disk_that_takes_nothing_costs_the_line_only(tmp_path, caplog):

@@ -432,8 +432,82 @@ static void check_gemm(check *c, orientation o, size_t units, size_t begin, size
     release(plane), release(want), release(got);
 }
 
+/* Channels of lists: those with x != 0, or every third. */
+static void check_gemm_live(check *c, size_t blocks, size_t begin, size_t n, size_t fill, int keep)
+{
+    if (!c->variant->gemm_live) return;
+    char what[160];
+    size_t outputs, bytes;
+    sizes(CHANNELS, blocks, n, &outputs, &bytes);
+    const size_t y_bytes = MANY_TOKENS * outputs * 4;
+    fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
+    fenced_act acts[MANY_TOKENS];
+    const tern_act *a[MANY_TOKENS];
+    fill_codes(TERN_BASE3, plane.data, bytes, fill);
+    memset(want.data, 0x88, y_bytes);
+    memset(got.data, 0x88, y_bytes);
+    for (size_t t = 0; t < MANY_TOKENS; t++) {
+        acts[t] = make_act(n, t % 4 ? fill : t % COUNT(fills), keep); /* lists of several lengths */
+        a[t] = &acts[t].act;
+        int32_t *row = (int32_t *)want.data + t * outputs;
+        c->scalar->gemv_channels(plane.data, a[t], outputs, row, 0, a[t]->n_live);
+        memset(row, 0x88, begin * TERN_BLOCK3 * 4);
+    }
+    c->variant->gemm_live(plane.data, a, MANY_TOKENS, got.data, outputs, outputs, begin, blocks);
+    snprintf(what, sizeof what, "gemm_live: %zu blocks from %zu x %zu %s list %d", blocks, begin, n,
+             fills[fill], keep);
+    compare(c, what, want.data, got.data, y_bytes);
+    for (size_t t = 0; t < MANY_TOKENS; t++) release_act(acts[t]);
+    release(plane), release(want), release(got);
+}
+
+/* Rows of lists: none, all, and every second, third, ... of them. */
+static void check_gemm_open(check *c, size_t n_rows, size_t begin, size_t end, size_t n, size_t fill)
+{
+    if (!c->variant->gemm_open) return;
+    char what[160];
+    const size_t bytes = n_rows * tern_row_bytes(TERN_BASE3, n), y_bytes = MANY_TOKENS * n_rows * 4;
+    fenced plane = fence(bytes), want = fence(y_bytes), got = fence(y_bytes);
+    fenced rows[MANY_TOKENS];
+    fenced_act acts[MANY_TOKENS];
+    const tern_act *a[MANY_TOKENS];
+    tern_row_list lists[MANY_TOKENS];
+    fill_codes(TERN_BASE3, plane.data, bytes, fill);
+    memset(want.data, 0x88, y_bytes);
+    memset(got.data, 0x88, y_bytes);
+    for (size_t t = 0; t < MANY_TOKENS; t++) {
+        const size_t n_listed = t ? (n_rows + t - 1) / t : 0;
+        rows[t] = fence(n_listed * sizeof(uint32_t));
+        uint32_t *list = rows[t].data;
+        for (size_t i = 0; i < n_listed; i++) list[i] = (uint32_t)(i * t);
+        acts[t] = make_act(n, fill, 0);
+        a[t] = &acts[t].act;
+        lists[t] = (tern_row_list){ list, n_listed };
+        for (size_t i = 0; i < n_listed; i++)
+            if (list[i] >= begin && list[i] < end)
+                c->scalar->gemv_rows[TERN_BASE3](plane.data, a[t], (int32_t *)want.data + t * n_rows,
+                                                 list, i, i + 1);
+    }
+    c->variant->gemm_open(plane.data, a, lists, MANY_TOKENS, got.data, n_rows, begin, end);
+    snprintf(what, sizeof what, "gemm_open: rows %zu to %zu of %zu x %zu %s", begin, end, n_rows, n,
+             fills[fill]);
+    compare(c, what, want.data, got.data, y_bytes);
+    for (size_t t = 0; t < MANY_TOKENS; t++) release_act(acts[t]), release(rows[t]);
+    release(plane), release(want), release(got);
+}
+
+static void check_lists(check *c, size_t n, size_t fill)
+{
+    for (size_t blocks = 1; blocks <= 3; blocks++)
+        for (int keep = 1; keep < 4; keep++)
+            check_gemm_live(c, blocks, blocks == 3, n, fill, keep);
+    check_gemm_open(c, 7, 0, 7, n, fill);
+    check_gemm_open(c, 77, 3, 50, n, fill);
+}
+
 static void check_gemms(check *c, size_t n, size_t fill)
 {
+    check_lists(c, n, fill);
     for (size_t units = 1; units <= 3; units++)
         for (orientation o = ROWS_2BIT; o < ORIENTATIONS; o++)
             check_gemm(c, o, units, o == CHANNELS ? 0 : units / 2, n, fill);

@@ -135,10 +135,22 @@ typedef void tern_gemv_channels_fn(const uint8_t *plane, const tern_act *a, size
                                    size_t begin, size_t end);
 
 /* GEMM: the products of a GEMV for a block of tokens; every token has the same a->n, and every
- * channel is visited.  Row t of y is y + t * stride.  [begin, end) counts rows, units of lines, or
+ * channel is visited, but for gemm_live.  Row t of y is y + t * stride.  [begin, end) counts rows, units of lines, or
  * panels of tiles, as in the GEMV; over channels it counts blocks of 320 outputs. */
 typedef void tern_gemm_fn(const uint8_t *plane, const tern_act *const *a, size_t n_tokens, int32_t *y,
                           size_t stride, size_t n_out, size_t begin, size_t end);
+
+/* Rows that a token takes, ascending. */
+typedef struct tern_row_list {
+    const uint32_t *rows; /* (n,) */
+    size_t n;
+} tern_row_list;
+
+/* GEMM over base-3 rows of lists: row t of y gets y[r] for every r of lists[t] in [begin, end), and
+ * others are not written. */
+typedef void tern_gemm_open_fn(const uint8_t *plane, const tern_act *const *a,
+                               const tern_row_list *lists, size_t n_tokens, int32_t *y, size_t stride,
+                               size_t begin, size_t end);
 
 /* Dot products: y[r] = sum_i rows[r * n + i] * x[i] in float32.
  *
@@ -224,6 +236,8 @@ typedef struct tern_kernels {
     tern_gemv_tiles_fn *gemv_binary, *gemv_int8; /* NULL: as scalar does */
     tern_gemm_fn *gemm_rows[TERN_PACKINGS]; /* NULL: the GEMV once a token is as good; so below */
     tern_gemm_fn *gemm_cols, *gemm_tiles, *gemm_channels;
+    tern_gemm_fn *gemm_live; /* over channels of the lists that all tokens have; NULL: does not pay */
+    tern_gemm_open_fn *gemm_open; /* NULL: does not pay */
     tern_dot_f16_fn *dot_f16;
     tern_dot_f32_fn *dot_f32;
     tern_mix_f32_fn *mix_f32;

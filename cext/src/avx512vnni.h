@@ -15,10 +15,15 @@ tern_gemv_channels_fn gemv_channels_avx512vnni;
 tern_gemv_tiles_fn gemv_binary_avx512vnni, gemv_int8_avx512vnni; /* formats_avx512vnni.c */
 tern_gemm_fn gemm_rows_2bit_avx512vnni, gemm_rows_base3_avx512vnni;
 tern_gemm_fn gemm_cols_avx512vnni, gemm_tiles_avx512vnni, gemm_channels_avx512vnni;
+tern_gemm_fn gemm_live_avx512vnni;      /* gemm_live_avx512vnni.c */
+tern_gemm_open_fn gemm_open_avx512vnni; /* gemm_open_avx512vnni.c */
 
 /* From the sums of position groups, 16 * fields each and field by field, to outputs in their order less
  * `sum`; the codes of order_channels are already split, those of lines too. */
 void order_channels(int32_t *y, int32_t sum);
+
+/* From sums of masked codes and of whole bytes to sums of codes: 320 of a block of channels. */
+void split_channels(int32_t *y);
 void order_lines(const int32_t *sums, int32_t sum, int32_t *y, size_t from, size_t to);
 
 enum { FIELDS_2BIT = 4, FIELDS_BASE3 = 5, QUAD = 4 /* channels that meet in one VPDPBUSD lane */ };
@@ -130,6 +135,28 @@ ISA static inline void split_base3(__m512i s[FIELDS_BASE3])
     rest = _mm512_sub_epi32(rest, _mm512_mullo_epi32(s[2], _mm512_set1_epi32(9)));
     rest = _mm512_sub_epi32(rest, _mm512_mullo_epi32(s[3], _mm512_set1_epi32(27)));
     s[4] = divide_81(rest);
+}
+
+/* Sums across the lanes of four rows at once. */
+ISA static inline __m128i hsum4_i32x4(const __m512i s[4])
+{
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]),
+                                        _mm512_unpackhi_epi32(s[0], s[1]));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]),
+                                        _mm512_unpackhi_epi32(s[2], s[3]));
+    const __m512i abcd =
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd),
+                                          _mm512_extracti64x4_epi64(abcd, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* The sum over five fields, of which four were masked and not shifted. */
+ISA static inline __m512i sum_of_fields(__m512i s0, __m512i s1, __m512i s2, __m512i s3, __m512i s4)
+{
+    const __m512i s01 = _mm512_add_epi32(s0, _mm512_srai_epi32(s1, 2));
+    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(s2, 4), _mm512_srai_epi32(s3, 6));
+    return _mm512_add_epi32(_mm512_add_epi32(s01, s23), s4);
 }
 
 #endif

@@ -98,8 +98,14 @@ static void close_gates(tern_state *s, const tern_layer *w, size_t t)
     float *gate = row(s->gates, t, c->ffn);
     take_product(s, &w->gate, 0, t, gate);
     activate(c->act, gate, c->ffn);
-    s->n_open[t] = pays_to_close(s, w) ? open_gates(gate, c->ffn, s->open[t])
-                                       : count_open_gates(gate, c->ffn);
+    s->n_open[t] = block_gemm(s, &w->up) ? count_open_gates(gate, c->ffn)
+                                         : open_gates(gate, c->ffn, s->open[t]);
+}
+
+static void list_gates(tern_state *s, const tern_layer *w, size_t t)
+{
+    (void)w;
+    open_gates(row(s->gates, t, s->model->config.ffn), s->model->config.ffn, s->open[t]);
 }
 
 static void enter_down(tern_state *s, const tern_layer *w, size_t t)
@@ -144,10 +150,12 @@ static void multiply_gate_and_up(tern_state *s, const tern_layer *w)
     if (pays_to_close(s, w)) {
         multiply(s, &(product_job){ .state = s, .w = { &w->gate }, .n_planes = 1 });
         over_tokens(s, close_gates);
+        const bool is_list = pays_to_list(s, w);
+        if (is_list && block_gemm(s, &w->up)) over_tokens(s, list_gates);
         multiply(
             s,
             &(product_job){
-                .state = s, .w = { &w->up }, .n_planes = 1, .first = 1, .open_rows_only = true });
+                .state = s, .w = { &w->up }, .n_planes = 1, .first = 1, .open_rows_only = is_list });
     } else {
         multiply(s, &(product_job){ .state = s, .w = { &w->gate, &w->up }, .n_planes = 2 });
         over_tokens(s, close_gates);

@@ -330,7 +330,7 @@ void ISA order_channels(int32_t *y, int32_t sum)
 }
 
 /* From the sums of add_group, of masked and of whole bytes, to sums of codes. */
-ISA static void split_block(int32_t *y)
+void ISA split_channels(int32_t *y)
 {
     for (size_t h = 0; h < 4; h++) {
         __m512i s[FIELDS_BASE3];
@@ -363,7 +363,7 @@ void ISA gemv_channels_avx512vnni(const uint8_t *plane, const tern_act *a, size_
         for (size_t c = 0; c < GROUP; c++) sum += g.x[c];
     }
     for (size_t b = 0; b < blocks; b++) {
-        split_block(y + b * TERN_BLOCK3);
+        split_channels(y + b * TERN_BLOCK3);
         order_channels(y + b * TERN_BLOCK3, sum);
     }
 }

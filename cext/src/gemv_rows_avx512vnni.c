@@ -7,20 +7,6 @@
 #include "avx512vnni.h"
 #include "row_list.h"
 
-/* Sums across the lanes of four rows at once. */
-ISA static inline __m128i hsum4_i32x4(const __m512i s[4])
-{
-    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]),
-                                        _mm512_unpackhi_epi32(s[0], s[1]));
-    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]),
-                                        _mm512_unpackhi_epi32(s[2], s[3]));
-    const __m512i abcd =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd),
-                                          _mm512_extracti64x4_epi64(abcd, 1));
-    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-
 /* The codes of one row against x, 16 partial sums. */
 typedef __m512i row_dot_fn(const uint8_t *row, const int8_t *x, size_t n_bytes, base3_tables t);
 
@@ -52,9 +38,7 @@ ISA static inline __m512i row_dot_2bit(const uint8_t *row, const int8_t *x, size
         }
         n_bytes -= here;
     }
-    const __m512i s01 = _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
-    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6));
-    return _mm512_add_epi32(s01, s23);
+    return sum_of_fields(acc[0], acc[1], acc[2], acc[3], _mm512_setzero_si512());
 }
 
 /* Fields meet different x here, so every one needs its mask; v - v mod 81 is 81 c4. */
@@ -71,10 +55,7 @@ ISA static inline __m512i row_dot_base3(const uint8_t *row, const int8_t *x, siz
         FIELD_DOT(3, _mm512_and_si512(codes, CODE_MASK(3)), x + 192);
         FIELD_DOT(4, _mm512_sub_epi8(bytes, r), x + 256);
     }
-    const __m512i s01 = _mm512_add_epi32(acc0, _mm512_srai_epi32(acc1, 2));
-    const __m512i s23 = _mm512_add_epi32(_mm512_srai_epi32(acc2, 4), _mm512_srai_epi32(acc3, 6));
-    const __m512i s4 = divide_81(acc4);
-    return _mm512_add_epi32(_mm512_add_epi32(s01, s23), s4);
+    return sum_of_fields(acc0, acc1, acc2, acc3, divide_81(acc4));
 }
 
 enum { ROWS_AHEAD = 32, ROWS_AT_ONCE = 4 };

@@ -18,9 +18,15 @@ enum { GEMM_TOKENS_MIN = 3 };
  * 64 bytes 1.1 times from a cache, 5 to 7 times from memory (bench/kernels.py). */
 enum { LIVE_MAX_CHANNELS = 82, LIVE_MAX_LINES_CACHED = 85, LIVE_MAX_LINES = 12 };
 
+/* The same for a block of tokens, whose lists read a near cache and multiply at half the speed of a GEMM. */
+enum { LIVE_MAX_BLOCK = 45 };
+
 /* A row of a list from memory costs 1.7 times one of a stream (Zen 4, rows of 512 bytes): with more gates
  * open than this the whole plane of `up` is read.  From a cache a list costs nothing. */
 enum { OPEN_MAX_ROWS = 55 };
+
+/* The same for a block of tokens, over all of them: a row of a list costs 1.6 times one of a GEMM. */
+enum { OPEN_MAX_BLOCK = 60 };
 
 /* Planes beyond this come from memory for every token: more than the caches of any board we know. */
 enum { CACHED_BYTES_MAX = 12 << 20 };
@@ -54,10 +60,24 @@ bool pays_to_skip(const tern_state *s, const tern_matrix *w, size_t t)
     }
 }
 
+/* Has this CPU a kernel for the open rows of a block of tokens? */
+static bool can_list_in_block(const tern_state *s, const tern_matrix *up)
+{
+    return s->model->kernels->gemm_open && up->packing == TERN_BASE3 && up->n_groups <= 1;
+}
+
 bool pays_to_close(const tern_state *s, const tern_layer *w)
 {
-    return s->zero_skip && w->up.orientation == TERN_ROWS && w->up.packing < TERN_PACKINGS &&
-           !block_gemm(s, &w->up);
+    if (!s->zero_skip || w->up.orientation != TERN_ROWS || w->up.packing >= TERN_PACKINGS) return false;
+    return !block_gemm(s, &w->up) || can_list_in_block(s, &w->up);
+}
+
+bool pays_to_list(const tern_state *s, const tern_layer *w)
+{
+    if (!block_gemm(s, &w->up)) return true;
+    size_t n_open = 0;
+    for (size_t t = 0; t < s->n_tokens; t++) n_open += s->n_open[t];
+    return n_open * 100 <= s->n_tokens * w->up.n_out * OPEN_MAX_BLOCK;
 }
 
 /* ---- items: the grain of work of an orientation ---- */
@@ -137,7 +157,7 @@ static void multiply_items(const product_job *job, size_t i, span items, size_t 
     enum { PIECE_OUTPUTS = 256 };
     tern_state *s = job->state;
     const tern_matrix *w = job->w[i];
-    tern_gemm_fn *gemm = block_gemm(s, w);
+    tern_gemm_fn *gemm = job->is_listed ? s->model->kernels->gemm_live : block_gemm(s, w);
     if (w->n_groups > 1) {
         multiply_groups(job, i, items, thread);
         return;
@@ -167,13 +187,34 @@ static void multiply_items(const product_job *job, size_t i, span items, size_t 
 static const uint32_t *rows_to_visit(const tern_state *s, const tern_matrix *w, size_t token, size_t *n)
 {
     const bool is_cached = s->model->ternary_bytes <= CACHED_BYTES_MAX;
-    const bool is_list = is_cached || s->n_open[token] * 100 <= w->n_out * OPEN_MAX_ROWS;
+    const bool is_list = is_cached || block_gemm(s, w) || s->n_open[token] * 100 <= w->n_out * OPEN_MAX_ROWS;
     *n = is_list ? s->n_open[token] : w->n_out;
     return is_list ? s->open[token] : NULL;
 }
 
+/* For a block of tokens, whose lists were found to pay. */
+static void multiply_open_rows_of_block(const product_job *job, span mine)
+{
+    const tern_state *s = job->state;
+    const tern_matrix *w = job->w[0];
+    const tern_act *acts[TERN_TOKENS_BLOCK];
+    tern_row_list lists[TERN_TOKENS_BLOCK];
+    for (size_t t = 0; t < s->n_acts; t++) {
+        const size_t token = t / s->model->config.n_digits;
+        acts[t] = &s->in[t].act;
+        lists[t] = (tern_row_list){ s->open[token], s->n_open[token] };
+    }
+    if (mine.begin < mine.end)
+        s->model->kernels->gemm_open(w->plane, acts, lists, s->n_acts, product(s, job->first, 0),
+                                     s->z_stride, mine.begin, mine.end);
+}
+
 static void multiply_open_rows(const product_job *job, size_t thread, size_t n_threads)
 {
+    if (block_gemm(job->state, job->w[0])) {
+        multiply_open_rows_of_block(job, share(job->w[0]->n_out, thread, n_threads));
+        return;
+    }
     tern_state *s = job->state;
     const tern_matrix *w = job->w[0];
     for (size_t t = 0; t < s->n_acts; t++) {
@@ -233,9 +274,27 @@ static void run_channels_by_token(void *arg, size_t thread, size_t n_threads)
                                          product(s, job->first, t), 0, n_visited(&s->in[t].act));
 }
 
+static void run_lists(void *arg, size_t thread, size_t n_threads)
+{
+    tern_state *s = arg;
+    const span mine = share(s->n_acts, thread, n_threads);
+    for (size_t t = mine.begin; t < mine.end; t++) list_live(&s->in[t]);
+}
+
+/* Does every token of the block better skip its zeros than take part in a GEMM? */
+static bool pays_to_skip_in_block(const tern_state *s, const tern_matrix *w)
+{
+    size_t n_zero = 0;
+    if (!s->zero_skip || !s->model->kernels->gemm_live) return false;
+    for (size_t t = 0; t < s->n_acts; t++) n_zero += s->in[t].n_zero;
+    return (s->n_acts * w->n_in - n_zero) * 100 <= s->n_acts * w->n_in * LIVE_MAX_BLOCK;
+}
+
 static void multiply_channels(tern_state *s, product_job *job)
 {
     if (block_gemm(s, job->w[0])) {
+        job->is_listed = pays_to_skip_in_block(s, job->w[0]);
+        if (job->is_listed) pool_run(s->pool, run_lists, s);
         pool_run(s->pool, run_product_job, job);
         return;
     }

@@ -20,6 +20,7 @@ typedef struct product_job {
     const tern_matrix *w[3];
     size_t n_planes, first;
     bool open_rows_only; /* a single plane of rows: only rows s->open */
+    bool is_listed;      /* a single plane of channels, a block of tokens: only the live ones */
 } product_job;
 
 /* z[i] of row t, a digit of a token: (n_out,) and padding. */
@@ -56,7 +57,10 @@ void add_product(const tern_state *s, const tern_matrix *w, size_t t, float *x);
 /* Is listing the live channels of token t cheaper than visiting all of them? */
 bool pays_to_skip(const tern_state *s, const tern_matrix *w, size_t t);
 
-/* Is it worth to wait for the gates, and to compute only open rows of up? */
+/* Is it worth to wait for the gates, and perhaps to compute only open rows of up? */
 bool pays_to_close(const tern_state *s, const tern_layer *w);
+
+/* With the gates of all tokens counted: is a list of open rows cheaper than all? */
+bool pays_to_list(const tern_state *s, const tern_layer *w);
 
 #endif

@@ -12,6 +12,7 @@ that a case has to read: with zeros only the lines that are left.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from edgeagent.convert.pack import (
     pack_rows3,
     pack_tiles3,
 )
+from edgeagent.model.pages import HUGE_BYTES
 
 #: (out, in) of gate and up, and of down, at 2b4t.
 SHAPES = ((6912, 2560), (2560, 6912))
@@ -70,13 +72,24 @@ class Case:
         return f"{self.op} {self.shape[0]}x{self.shape[1]} {self.threads} {zeros}"
 
 
+def _aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return memory that begins with a huge page, as a plane of a mapped file begins with a line.
+
+    numpy's own begins 16 bytes behind a page: every line of a plane would lie in two of the cache.
+    """
+    raw = np.empty(math.prod(shape) + HUGE_BYTES, np.uint8)
+    begin = -raw.ctypes.data % HUGE_BYTES
+    return raw[begin : begin + math.prod(shape)].reshape(shape)
+
+
 class Stack:
     """Copies of one random matrix in one orientation, and one input vector."""
 
     def __init__(self, shape: tuple[int, int], packed: NDArray[np.uint8], stack_bytes: int) -> None:
         self.shape = shape
         self.copies = max(2, stack_bytes // packed.nbytes)
-        self.plane = np.concatenate([packed] * self.copies)
+        self.plane = _aligned((len(packed) * self.copies, *packed.shape[1:]))
+        np.concatenate([packed] * self.copies, out=self.plane)
         self.x = np.random.default_rng(0).integers(1, X_MAX + 1, shape[1]).astype(np.int8)
 
     def case(

@@ -29,12 +29,13 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py
 
 crashes: $(VENV)/.dev
-	$(BIN)/python -m tests.ota.crashes --work /dev/shm
-	$(BIN)/python -m tests.ota.crashes_way_back --work /dev/shm
+	$(BIN)/python -m tests.ota.crashes --work /dev/shm --out bench/results/crashes.json
+	$(BIN)/python -m tests.ota.crashes_way_back --work /dev/shm \
+		--out bench/results/crashes-way-back.json
 
 endurance: $(VENV)/.dev
-	$(BIN)/python -m tests.e2e.endurance swap
-	$(BIN)/python -m tests.e2e.endurance kills
+	$(BIN)/python -m tests.e2e.endurance swap --out bench/results/endurance-swap.json
+	$(BIN)/python -m tests.e2e.endurance kills --out bench/results/endurance-kills.json
 
 # Every named fault, every call of the disk refused in turn, and 120 cuts of real connections.
 faults: $(VENV)/.dev
@@ -81,7 +82,7 @@ fuzz-delta: $(VENV)/.dev
 		build/fuzz/cext/_flips.c cext/delta/flips.c -o build/fuzz/ota/$$(basename ota/_flips*.so)
 	cd build/fuzz && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=. $(abspath $(BIN))/python tests/ota/fuzz_delta.py --sanitised \
-		--seconds $(FUZZ_SECONDS)
+		--seconds $(FUZZ_SECONDS) --out $(abspath bench/results/fuzz-delta.json)
 
 include cext/check.mk
 include bench/peers.mk

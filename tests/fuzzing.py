@@ -13,7 +13,6 @@ import platform
 import random
 import resource
 import shutil
-import subprocess
 import time
 import tracemalloc
 from collections import Counter
@@ -22,6 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from tests import results
 
 #: Of address space, above what the process has when it begins: what a C library allocates is
 #: nowhere counted, but it fails here, and a failed allocation is no error of a reader's own.
@@ -142,14 +143,6 @@ def run(
     return tally
 
 
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short=10", "HEAD"]
-    found = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def _limit_address_space() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM_BYTES, used + HEADROOM_BYTES))
@@ -174,7 +167,7 @@ def main(doc: str, targets: dict[str, Callable[[Path], Target]]) -> int:
     result = {
         "target": args.target,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": results.commit(),
         "python": platform.python_version(),
         "seed": args.seed,
         "cpu_seconds": round(time.process_time() - started_s, 1),

@@ -27,6 +27,7 @@ from typing import Any
 from edgeagent.errors import EdgeAgentError
 from ota.device.store import Store
 from ota.storage import verify_directory
+from tests import results
 from tests.brokers import Mosquitto
 from tests.e2e.house import NODE, House, children, edgeota
 from tests.tiny import make_model
@@ -191,6 +192,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
     started_s = time.monotonic()
     if args.what == "swap":
@@ -198,7 +200,9 @@ def main() -> int:
         is_good = found["lost"] == found["half_switched"] == 0
     else:
         found, is_good = kills(args.kills, args.seed), True
-    print(json.dumps(found | {"seconds": round(time.monotonic() - started_s, 1)}), flush=True)
+    found |= {"seconds": round(time.monotonic() - started_s, 1)}
+    print(json.dumps(found), flush=True)
+    results.leave({"what": args.what, **found}, args.out)
     return 0 if is_good else 1
 
 

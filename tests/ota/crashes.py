@@ -20,6 +20,7 @@ from ota.device.dir_source import DirSource
 from ota.device.store import Store
 from ota.device.updater import Board, Updater, Verdict
 from ota.storage import RESERVE_BYTES, Calls, Disk, verify_directory
+from tests import results
 from tests.ota.crashfs import Recorder, states
 from tests.ota.fakes import ScriptedAgent
 from tests.ota.harness import Fleet, make_fleet
@@ -185,7 +186,9 @@ def main() -> int:
     parser.add_argument("--states", type=int, default=N_STATES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=None, help="a memory disk")
+    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
+    rows = []
     for strategy in args.strategy or sorted(SCENES):
         started_s = time.monotonic()
         with tempfile.TemporaryDirectory(dir=args.work) as directory:
@@ -195,18 +198,17 @@ def main() -> int:
             n_states, n_cuts = run(
                 scene, per_cut, 10 * args.states, Path(directory), seed=args.seed
             )
-        print(
-            json.dumps(
-                {
-                    "strategy": strategy,
-                    "calls": n_calls,
-                    "cuts": n_cuts,
-                    "distinct_states": n_states,
-                    "seconds": round(time.monotonic() - started_s, 1),
-                }
-            ),
-            flush=True,
+        rows.append(
+            {
+                "strategy": strategy,
+                "calls": n_calls,
+                "cuts": n_cuts,
+                "distinct_states": n_states,
+                "seconds": round(time.monotonic() - started_s, 1),
+            }
         )
+        print(json.dumps(rows[-1]), flush=True)
+    results.leave({"seed": args.seed, "strategies": rows}, args.out)
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ota.device.store import Store
 from ota.storage import Disk, read_release, verify_directory
+from tests import results
 from tests.ota.crashes import Unsynced
 from tests.ota.crashfs import Recorder, states
 from tests.ota.models import Shape, flip, random_shards, write_model
@@ -97,6 +98,7 @@ def main() -> int:
     parser.add_argument("--states", type=int, default=N_STATES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=None, help="a memory disk")
+    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(dir=args.work) as directory:
@@ -105,17 +107,15 @@ def main() -> int:
         per_cut = -(-6 * args.states // n_calls)
         n_states, n_cuts = run(recorded, per_cut, 10 * args.states, Path(directory), seed=args.seed)
     seconds = round(time.monotonic() - started_s, 1)
-    print(
-        json.dumps(
-            {
-                "strategy": "way_back",
-                "calls": n_calls,
-                "cuts": n_cuts,
-                "distinct_states": n_states,
-                "seconds": seconds,
-            }
-        )
-    )
+    row = {
+        "strategy": "way_back",
+        "calls": n_calls,
+        "cuts": n_cuts,
+        "distinct_states": n_states,
+        "seconds": seconds,
+    }
+    print(json.dumps(row))
+    results.leave({"seed": args.seed, **row}, args.out)
     return 0
 
 

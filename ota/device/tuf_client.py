@@ -224,9 +224,10 @@ class _Updater(Updater):
         return self._reference.time.replace(second=0, microsecond=0)
 
     def _online_keys(self) -> str:
+        """Return what tells the online keys from others; a signed key id may be any JSON value."""
         root: Root = self._trusted_set.root
         text = "|".join(
-            f"{root.roles[role].threshold}:{','.join(sorted(root.roles[role].keyids))}"
+            f"{root.roles[role].threshold}:{','.join(sorted(map(str, root.roles[role].keyids)))}"
             for role in ("timestamp", "snapshot")
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]

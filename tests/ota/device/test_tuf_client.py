@@ -6,6 +6,7 @@ from ota.errors import Cancelled, TransportError, UntrustedMetadata
 from ota.storage import Disk
 from ota.trust import channel_target, release_target
 from tests.ota.fakes import MemorySource
+from tests.ota.simulator import Simulator
 
 
 @pytest.fixture
@@ -94,6 +95,17 @@ def test_one_flipped_byte_in_any_role_is_untrusted(tmp_path, fleet, objects):
         source = MemorySource(objects | {name: data})
         with pytest.raises(UntrustedMetadata):
             client(source, tmp_path / name.replace("/", "-"), fleet).refresh()
+
+
+def test_a_root_whose_key_ids_are_no_text_is_untrusted(tmp_path):
+    """The root's own keys may sign it; nobody's key can answer for the role."""
+    repo = Simulator()
+    repo.root.roles["snapshot"].keyids = [2147483648, True]
+    repo.root.version += 1
+    repo.publish_root()
+    tuf = TufClient(MemorySource(repo.served), Disk(), tmp_path / "tuf", repo.first_root)
+    with pytest.raises(UntrustedMetadata, match="snapshot was signed by 0/1 keys"):
+        tuf.refresh()
 
 
 def test_it_works_without_the_cryptography_package(tmp_path, fleet):

@@ -9,6 +9,11 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         RootMissing           there is no root of trust
       UntrustedMetadata     signature, version or delegation check failed
         ExpiredMetadata       ... because it is too old
+          RootExpired           ... in each role: another command renews it
+          TimestampExpired
+          SnapshotExpired
+          TargetsExpired
+          RoleExpired           a model's own
       ReleaseRefused        the release is genuine, and not for this device now
         WrongHardware
         AgentTooOld
@@ -98,6 +103,36 @@ class ExpiredMetadata(UntrustedMetadata):
     """The metadata is genuine, and too old to be believed."""
 
     code = "metadata_expired"
+
+
+class RootExpired(ExpiredMetadata):
+    """The newest root that was found is too old."""
+
+    code = "root_expired"
+
+
+class TimestampExpired(ExpiredMetadata):
+    """The timestamp is too old: nobody has published for a while, or somebody holds it back."""
+
+    code = "timestamp_expired"
+
+
+class SnapshotExpired(ExpiredMetadata):
+    """The snapshot is too old."""
+
+    code = "snapshot_expired"
+
+
+class TargetsExpired(ExpiredMetadata):
+    """What the targets key has signed is too old."""
+
+    code = "targets_expired"
+
+
+class RoleExpired(ExpiredMetadata):
+    """What a model's own keys have signed is too old."""
+
+    code = "role_expired"
 
 
 class ReleaseRefused(UpdateError):

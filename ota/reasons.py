@@ -109,7 +109,12 @@ REASONS: dict[str, Reason] = {
         Who.PUBLISHER,
         RetryClass.TRUST,
         untrusted_metadata="check which repository is served, its keys, and that it is no old copy",
-        metadata_expired="run edgeota publish, from a timer; or set this device's clock",
+        metadata_expired="run edgeota expiry and renew what it names; or set this device's clock",
+        root_expired="run edgeota keys-rotate REPO root with the root's keys, or set the clock",
+        timestamp_expired="run edgeota publish, from a timer; or set this device's clock",
+        snapshot_expired="run edgeota publish, from a timer; or set this device's clock",
+        targets_expired="run edgeota renew REPO targets with the targets key; or set the clock",
+        role_expired="run edgeota renew REPO MODEL with the model's own keys; or set the clock",
     ),
     **_rows(
         Who.PUBLISHER,

@@ -13,6 +13,7 @@ clock.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,10 +37,16 @@ from ota.device.source import Source
 from ota.errors import (
     ExpiredMetadata,
     ObjectMissing,
+    RoleExpired,
+    RootExpired,
+    SnapshotExpired,
+    TargetsExpired,
+    TimestampExpired,
     TransportError,
     UntrustedMetadata,
     UpdateError,
 )
+from ota.reasons import advice_on
 from ota.release import is_name
 from ota.storage import Storage, typed_errors
 
@@ -47,6 +54,14 @@ NOT_FOUND = 404
 ISSUED = "issued"
 """A field of ours in ``timestamp``: when it was signed, seconds since 1970."""
 _TOP_LEVEL = ("root", "timestamp", "snapshot", "targets")
+_EXPIRED = re.compile(r"(?:Final (root)\.json|(timestamp|snapshot)\.json|New (.+)) is expired")
+"""How python-tuf says whose metadata it is."""
+_EXPIRED_KINDS = {
+    "root": RootExpired,
+    "timestamp": TimestampExpired,
+    "snapshot": SnapshotExpired,
+    "targets": TargetsExpired,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +308,16 @@ def _translated(err: Exception) -> UpdateError:
     if isinstance(cause, UpdateError) and not isinstance(cause, ObjectMissing):
         return cause
     if isinstance(err, ExpiredMetadataError):
-        return ExpiredMetadata(f"metadata: {err}; run `edgeota publish`, or set this clock")
+        return _expired(str(err))
     if isinstance(err, RepositoryError):
         return UntrustedMetadata(f"metadata: {err}; the installed model stays")
     return TransportError(f"metadata: {err}")
+
+
+def _expired(said: str) -> ExpiredMetadata:
+    """Return the error of the role that python-tuf names: who renews which is another question."""
+    match = _EXPIRED.fullmatch(said)
+    role = "" if match is None else next(group for group in match.groups() if group)
+    kind = _EXPIRED_KINDS.get(role, RoleExpired) if role else ExpiredMetadata
+    what = role or "metadata"
+    return kind(f"{what}: {said} by this device's time; {advice_on(kind.code)}")

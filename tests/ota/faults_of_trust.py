@@ -24,7 +24,7 @@ from tests.ota.faults import Faulty, in_metadata
 from tests.ota.lab import COMMITTED, Lab
 
 Make = Callable[[Lab, ExitStack], None]
-UNTRUSTED, EXPIRED = "untrusted_metadata", "metadata_expired"
+UNTRUSTED = "untrusted_metadata"
 DAMAGES = {
     "endless": faults.endless,
     "no JSON": faults.no_json,
@@ -182,6 +182,18 @@ def expired(role: str) -> Make:
     return make
 
 
+def model_expired(lab: Lab, _stack: ExitStack) -> None:
+    """What the model's own keys signed is too old; ``edgeota renew`` of the model repairs it."""
+    repo = lab.own_repository()
+    repo.delegate(MODEL)
+    path = newest_file(repo, MODEL)
+    metadata: Metadata[Any] = Metadata.from_bytes(path.read_bytes())
+    metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    metadata.sign(load_keys(repo.keys_dir, MODEL, is_delegated=True)[0])
+    path.write_bytes(metadata.to_bytes())
+    lab.undo.append(partial(repo.renew, MODEL))
+
+
 def chain(n_roots: int, *, is_signed: bool) -> Make:
     """Another root behind each root: genuine rotations, or rubbish without an end."""
 
@@ -256,10 +268,11 @@ TRUST: dict[str, tuple[Make, str]] = {
     "model's role signed by its revoked key": (model_signed_by(None), UNTRUSTED),
     "model's role signed by another model's key": (model_signed_by("other"), UNTRUSTED),
     "root signed by too few": (too_few_sign_the_root, UNTRUSTED),
-    "timestamp expired": (expired("timestamp"), EXPIRED),
-    "snapshot expired": (expired("snapshot"), EXPIRED),
-    "targets expired": (expired("targets"), EXPIRED),
-    "root expired": (expired("root"), EXPIRED),
+    "timestamp expired": (expired("timestamp"), "timestamp_expired"),
+    "snapshot expired": (expired("snapshot"), "snapshot_expired"),
+    "targets expired": (expired("targets"), "targets_expired"),
+    "root expired": (expired("root"), "root_expired"),
+    "model's role expired": (model_expired, "role_expired"),
     "300 genuine roots": (chain(LONG_CHAIN, is_signed=True), COMMITTED),
     "300 roots that nobody signed": (chain(LONG_CHAIN, is_signed=False), UNTRUSTED),
 }
@@ -268,5 +281,5 @@ CLOCKS: dict[str, tuple[Make, str]] = {
     "2099": (clock(datetime(2099, 1, 1, tzinfo=UTC)), COMMITTED),
     "a day before the build": (clock(BUILD_TIME - timedelta(days=1)), COMMITTED),
     "backwards between two runs": (backwards, COMMITTED),
-    "400 days ahead": (clock(datetime.now(UTC) + timedelta(days=400)), EXPIRED),
+    "400 days ahead": (clock(datetime.now(UTC) + timedelta(days=400)), "timestamp_expired"),
 }

@@ -1,8 +1,21 @@
+from datetime import timedelta
+
 import pytest
+from tuf.api.exceptions import ExpiredMetadataError
 
 from ota.device.dir_source import DirSource
-from ota.device.tuf_client import TufClient
-from ota.errors import Cancelled, TransportError, UntrustedMetadata
+from ota.device.tuf_client import TufClient, _translated
+from ota.errors import (
+    Cancelled,
+    ExpiredMetadata,
+    RoleExpired,
+    RootExpired,
+    SnapshotExpired,
+    TargetsExpired,
+    TimestampExpired,
+    TransportError,
+    UntrustedMetadata,
+)
 from ota.storage import Disk
 from ota.trust import channel_target, release_target
 from tests.ota.fakes import MemorySource
@@ -95,6 +108,48 @@ def test_one_flipped_byte_in_any_role_is_untrusted(tmp_path, fleet, objects):
         source = MemorySource(objects | {name: data})
         with pytest.raises(UntrustedMetadata):
             client(source, tmp_path / name.replace("/", "-"), fleet).refresh()
+
+
+def long_ago(signed):
+    signed.expires -= timedelta(days=4000)
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "advice"),
+    [
+        ("root", RootExpired, "keys-rotate REPO root"),
+        ("timestamp", TimestampExpired, "edgeota publish"),
+        ("snapshot", SnapshotExpired, "edgeota publish"),
+        ("targets", TargetsExpired, "renew REPO targets"),
+    ],
+)
+def test_what_expired_is_named_with_who_renews_it(tmp_path, role, kind, advice):
+    repo = Simulator()
+    long_ago(getattr(repo, role))
+    repo.root.version += 1
+    repo.publish_root()
+    repo.bump()
+    tuf = TufClient(MemorySource(repo.served), Disk(), tmp_path / "tuf", repo.first_root)
+    with pytest.raises(ExpiredMetadata, match=f"^{role}: .* is expired .*{advice}") as caught:
+        tuf.refresh()
+    assert type(caught.value) is kind
+
+
+def test_a_model_s_role_that_expired_is_named_whatever_it_is_called(tmp_path):
+    repo = Simulator()
+    repo.delegate("targets", "root is expired", ["a/*"])
+    long_ago(repo.delegated["root is expired"])
+    repo.bump()
+    tuf = TufClient(MemorySource(repo.served), Disk(), tmp_path / "tuf", repo.first_root)
+    tuf.refresh()
+    with pytest.raises(RoleExpired, match="^root is expired: .*renew REPO MODEL"):
+        tuf.target("a/x")
+
+
+def test_an_expiry_in_other_words_is_still_one():
+    err = _translated(ExpiredMetadataError("in words of a later python-tuf"))
+    assert (type(err), err.code) == (ExpiredMetadata, "metadata_expired")
+    assert "edgeota expiry" in str(err)
 
 
 def test_a_root_whose_key_ids_are_no_text_is_untrusted(tmp_path):

@@ -16,13 +16,13 @@ from ota.device.updater import MAX_TRIALS, Board, Updater, Verdict
 from ota.errors import (
     Cancelled,
     Downgrade,
-    ExpiredMetadata,
     Gated,
     NoPayload,
     ObjectMissing,
     Quarantined,
     ReleaseRefused,
     StorageError,
+    TimestampExpired,
     TransportError,
     UntrustedMetadata,
     WrongHardware,
@@ -297,7 +297,7 @@ def test_expired_metadata_is_refused_by_name(own_device):
     metadata.signed.expires -= datetime.timedelta(days=4000)
     metadata.sign(load_keys(repo.path / "keys", "timestamp")[0])
     path.write_bytes(metadata.to_bytes())
-    assert isinstance(own_device.run(), ExpiredMetadata)
+    assert isinstance(own_device.run(), TimestampExpired)
     assert "edgeota publish" in own_device.last["message"]
 
 

@@ -269,7 +269,7 @@ def test_a_role_that_expired_is_told_apart(repo, device, monkeypatch):
         patch.setattr(metadata_files, "until", lambda _life: yesterday)
         repo._files.write(OURS, role, repo._files.next_version(OURS))
     repo.publish()
-    assert device.run() == "metadata_expired"
+    assert device.run() == "role_expired"
     repo.renew(OURS)
     assert device.run() == "up_to_date"
 

@@ -39,13 +39,14 @@ from edgeagent.errors import (
     AdapterError,
     ConfigError,
     EdgeAgentError,
+    ProtocolError,
     QueryRefused,
 )
 from edgeagent.home_assistant import HomeAssistant
 from edgeagent.intake import Intake
 from edgeagent.model_store import ModelStore
 from edgeagent.progress import Progress
-from edgeagent.protocol.commands import UPDATE_ACTIONS
+from edgeagent.protocol.commands import FORGIVE, UPDATE_ACTIONS, read_model
 from edgeagent.protocol.inbox import Inbox
 from edgeagent.protocol.messages import Bounds, Incoming
 from edgeagent.protocol.replies import encode
@@ -248,8 +249,9 @@ class Agent:
             known = ", ".join(UPDATE_ACTIONS)
             return {"status": "error", "error": f"update: expected one of {known}, got {action!r}"}
         try:
-            return {"status": "ok", "data": self._updating.request(str(action))}
-        except QueryRefused as err:
+            model = read_model(request.get("model")) if action == FORGIVE else ""
+            return {"status": "ok", "data": self._updating.request(str(action), model)}
+        except (ProtocolError, QueryRefused) as err:
             return {"status": "error", "error": str(err)}
 
     def _on_connected(self) -> None:

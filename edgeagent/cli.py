@@ -105,8 +105,11 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("cancel", "stop the update that is under way or waits; a later release is not held"),
         ("rollback", "return to the model before the active one; needs no network"),
         ("history", "what became of updates"),
+        ("forgive", "let a model that failed here be tried again; status lists them"),
     ):
         parser = verbs.add_parser(verb, help=text)
+        if verb == "forgive":
+            parser.add_argument("model", metavar="ROOT|VERSION|all", help="which")
         _node(parser)
         parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="for an answer")
         if verb in {"check", "install", "rollback"}:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.cli_remote import connect, load_config
 from edgeagent.errors import EX_TEMPFAIL, EX_UNAVAILABLE, AdapterError, EdgeAgentError
+from edgeagent.protocol.commands import FORGIVE
 from edgeagent.protocol.topics import Topics
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ POLL_S = 0.25
 BEGIN_S = 5.0
 """From an accepted request to its first sign: the agent reads its sensors and starts a process."""
 
-READING = {"status", "history"}
+READING = {"status", "history", "forgive"}
+"""Verbs whose answer is all there is."""
 RESTING = {"idle", "failed", "rolled_back", "gated"}
 BY_REQUEST = "rolled back on request"
+ROOT_CHARS = 16
+"""Of a root, as slots are named; enough to name it to forgive."""
 
 Ask = Callable[[str], dict[str, Any]]
 
@@ -57,17 +61,22 @@ def update(args: argparse.Namespace) -> int:
     if args.mqtt or args.node:
         return _over_mqtt(args)
     config = load_config(args.config)
-    answer = _of_this_machine(config, args.verb)
+    answer = _of_this_machine(config, args.verb, **_details(args))
     if answer is None:
         return _without_agent(config, args)
     return _told(args, lambda action: _of_this_machine(config, action) or {}, answer)
 
 
-def _of_this_machine(config: Config, action: str) -> dict[str, Any] | None:
+def _details(args: argparse.Namespace) -> dict[str, str]:
+    """Return what a request says besides its action."""
+    return {"model": args.model} if args.verb == FORGIVE else {}
+
+
+def _of_this_machine(config: Config, action: str, **details: str) -> dict[str, Any] | None:
     from edgeagent.adapters import control
     from edgeagent.config import control_socket
 
-    return control.ask(control_socket(config.paths), {"update": action})
+    return control.ask(control_socket(config.paths), {"update": action, **details})
 
 
 def _over_mqtt(args: argparse.Namespace) -> int:
@@ -75,15 +84,15 @@ def _over_mqtt(args: argparse.Namespace) -> int:
     topics = Topics(node, client.prefix)
     with client:
 
-        def ask(action: str) -> dict[str, Any]:
+        def ask(action: str, **details: str) -> dict[str, Any]:
             return client.request(
                 topics.update_request,
                 topics.update_response,
-                {"action": action},
+                {"action": action, **details},
                 timeout_s=args.timeout,
             )
 
-        return _told(args, ask, ask(args.verb))
+        return _told(args, ask, ask(args.verb, **_details(args)))
 
 
 def _told(args: argparse.Namespace, ask: Ask, answer: dict[str, Any]) -> int:
@@ -157,6 +166,8 @@ def _without_agent(config: Config, args: argparse.Namespace) -> int:
             return _show(args, _status_of(config))
         if args.verb == "rollback":
             return _show(args, _roll_back(config))
+        if args.verb == FORGIVE:
+            return _show(args, _forgive(config, args.model))
     raise NoAgent(
         f"update {args.verb}: no agent runs on {state_dir}; start it (systemctl start edgeagent), "
         "or name one with --node"
@@ -173,6 +184,7 @@ def _status_of(config: Config) -> dict[str, Any]:
         "title": release.name,
         "phase": "no_agent",
         "way_back": models.way_back().value,
+        "quarantine": models.quarantine(),
     }
 
 
@@ -187,18 +199,43 @@ def _roll_back(config: Config) -> dict[str, Any]:
     from edgeagent.model_store import ModelStore
     from edgeagent.update_history import History
 
-    state_dir: Path = config.paths.state_dir
+    state_dir, code = config.paths.state_dir, "rollback_requested"
     models = ModelStore(state_dir, config.model.path, config.update.soak_s)
     if models.way_back() is WayBack.NONE:
         raise UpdateRefused("update rollback: there is no model before the active one on this disk")
     given_up = models.store.installed_version()
     try:
         models.store.rebuild_previous()
-        models.store.revert(BY_REQUEST)
+        models.store.revert(BY_REQUEST, code)
     except PermissionError as err:
         raise AdapterError(f"{err.filename}: {err.strerror}; run this as the agent's user") from err
-    History(state_dir).add("rolled_back", {"version": given_up, "reason": BY_REQUEST}, time.time())
+    said = {"version": given_up, "reason": BY_REQUEST, "code": code}
+    History(state_dir).add("rolled_back", said, time.time())
     return _status_of(config) | {"given_up": given_up}
+
+
+def _forgive(config: Config, what: str) -> dict[str, Any]:
+    """Lift a quarantine.
+
+    Raises:
+        UpdateRefused: Nothing in it is called so, and nothing has changed.
+        UpdateError: The store cannot be written, and nothing has changed.
+    """
+    from edgeagent.model_store import ModelStore
+    from edgeagent.update_history import History
+    from ota.errors import NothingToForgive
+
+    state_dir: Path = config.paths.state_dir
+    models = ModelStore(state_dir, config.model.path, config.update.soak_s)
+    try:
+        forgiven = models.forgive(what)
+    except NothingToForgive as err:
+        raise UpdateRefused(f"update forgive: {err}") from err
+    except PermissionError as err:
+        raise AdapterError(f"{err.filename}: {err.strerror}; run this as the agent's user") from err
+    for entry in forgiven:
+        History(state_dir).add("update_forgiven", entry, time.time())
+    return {"forgiven": forgiven}
 
 
 # -- showing -------------------------------------------------------------------------------------
@@ -212,11 +249,32 @@ def _show(args: argparse.Namespace, data: dict[str, Any]) -> int:
             print(_line(entry))
     elif "accepted" in data:
         print(f"{data['accepted']}: accepted; see edgeagent update status")
+    elif "forgiven" in data:
+        for entry in data["forgiven"]:
+            print(_given_up(entry))
+        print("may be tried again: edgeagent update install")
     else:
-        for key, value in data.items():
-            if value not in (None, ""):
-                print(f"{key:<20} {value if not isinstance(value, dict) else json.dumps(value)}")
+        _show_state(data)
     return 0
+
+
+def _show_state(data: dict[str, Any]) -> None:
+    for key, value in data.items():
+        if isinstance(value, list):
+            for entry in value:
+                print(f"{key:<20} {_given_up(entry)}")
+        elif value not in (None, ""):
+            print(f"{key:<20} {value if not isinstance(value, dict) else json.dumps(value)}")
+
+
+def _given_up(entry: dict[str, Any]) -> str:
+    """Return a line about a model in quarantine, with what it came to replace."""
+    words = [entry.get("version") or "unknown", str(entry["root"])[:ROOT_CHARS]]
+    if entry.get("base"):
+        words.append(f"from {entry['base'][:ROOT_CHARS]}")
+    if entry.get("time_s") is not None:
+        words.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["time_s"])))
+    return "  ".join(words + [str(entry[key]) for key in ("code", "reason") if entry.get(key)])
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeagent.adapters.engine_process import EngineProcess, EngineSettings
 from edgeagent.errors import EdgeAgentError, EngineError, ModelError
@@ -42,8 +42,14 @@ class Models(Protocol):
     def is_installed(self) -> bool:
         """Whether the active model came by an update, so that there is one before it."""
 
-    def revert(self, reason: str) -> None:
-        """Give up the active model for the one before it."""
+    def revert(self, reason: str, code: str) -> None:
+        """Give up the active model for the one before it; ``code`` is of ``ota.reasons``."""
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """Return what was given up here, the newest last."""
+
+    def forgive(self, what: str) -> list[dict[str, Any]]:
+        """Let models be tried again; return what was known of them."""
 
     def way_back(self) -> WayBack:
         """Say how the model before the active one can be had again."""
@@ -203,7 +209,7 @@ class Engines:
             n_failures = max(self._crashes, self._soak_crashes)
             code = "model_damaged" if self.is_hopeless else "soak_crashes"
             self.failure = None  # there is hope: queries wait for the model before this one
-            await self._revert(f"{n_failures} failures: {reason}")
+            await self._revert(f"{n_failures} failures: {reason}", code)
             self._crashes = self._soak_crashes = 0
             self._on_change("rolled_back", {"reason": reason, "code": code})
             return
@@ -215,9 +221,9 @@ class Engines:
             self._beat()
             await asyncio.sleep(min(left_s, self._progress.wake_s))
 
-    async def _revert(self, reason: str) -> None:
+    async def _revert(self, reason: str, code: str) -> None:
         """Give the model up; a slow disk or a model to be made again hold nobody else up."""
-        reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, reason))
+        reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, reason, code))
         while not reverting.done():
             self._beat()
             await asyncio.wait([reverting], timeout=self._progress.wake_s)

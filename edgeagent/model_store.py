@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
+from typing import Any
 
 from edgeagent.engines import WayBack
 from ota.device.store import Store
 from ota.errors import UpdateError
+from ota.quarantine import listed
 
 log = logging.getLogger(__name__)
+
+LISTED = 20
+"""Entries of the quarantine in one answer: some kilobytes."""
 
 
 class ModelStore:
@@ -23,7 +27,6 @@ class ModelStore:
         except UpdateError as err:
             log.error("store.not_recovered code=%s reason=%r", err.code, str(err))
         self._bundled_dir = bundled_dir
-        self._file = Path(state_dir) / "models" / "store.json"
         self._soak_s = soak_s
 
     def active(self) -> Path:
@@ -35,12 +38,13 @@ class ModelStore:
             return self._bundled_dir
 
     def is_fresh(self) -> bool:
-        """Whether the active model was committed within the soak time, by the file's own clock."""
+        """Whether the active model became so within the soak time, by the wall clock."""
         try:
-            age_s = time.time() - self._file.stat().st_mtime
-        except OSError:
-            return False  # nothing was ever committed
-        return age_s < self._soak_s and self.is_installed()
+            age_s = self.store.age_s()
+        except UpdateError as err:
+            log.error("store.unreadable reason=%r", str(err))
+            return False
+        return age_s is not None and age_s < self._soak_s and self.is_installed()
 
     def is_installed(self) -> bool:
         """Whether the active model came by an update."""
@@ -58,9 +62,25 @@ class ModelStore:
             log.error("store.unreadable reason=%r", str(err))
             return WayBack.NONE
 
-    def revert(self, reason: str) -> None:
+    def revert(self, reason: str, code: str) -> None:
         """Give up the active model for the one before it."""
         try:
-            self.store.revert(reason)
+            self.store.revert(reason, code)
         except UpdateError as err:
             log.error("store.not_reverted reason=%r", str(err))
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """Return what was given up here, the newest last."""
+        try:
+            return listed(self.store.state().quarantine, LISTED)
+        except UpdateError as err:
+            log.error("store.unreadable reason=%r", str(err))
+            return []
+
+    def forgive(self, what: str) -> list[dict[str, Any]]:
+        """Let models be tried again; return what was known of them.
+
+        Raises:
+            UpdateError: There is none, or the store cannot be written; nothing has changed.
+        """
+        return self.store.forgive(what)

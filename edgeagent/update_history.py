@@ -15,7 +15,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-KINDS = frozenset({"update_committed", "rolled_back", "update_failed", "update_gated"})
+KINDS = frozenset(
+    {"update_committed", "rolled_back", "update_failed", "update_gated", "update_forgiven"}
+)
 MAX_ENTRIES = 200
 """Years of releases, and 60 KB."""
 

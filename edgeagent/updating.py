@@ -22,13 +22,14 @@ from edgeagent.adapters.updater_process import SILENCE_S, Updater
 from edgeagent.engines import Engines, Models, WayBack
 from edgeagent.errors import AdapterError, EdgeAgentError, ProtocolError, QueryRefused
 from edgeagent.progress import Progress
-from edgeagent.protocol.commands import parse_update_request
+from edgeagent.protocol.commands import FORGIVE, parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState, update_refusal, update_response
 from edgeagent.surroundings import Surroundings
 from edgeagent.trial import TrialFailed, prove
 from edgeagent.update_history import History
 from edgeagent.update_rest import Gate, Rest, Rests
+from ota.errors import UpdateError
 from ota.reasons import advice_on
 
 log = logging.getLogger(__name__)
@@ -123,17 +124,21 @@ class Updating:
         if incoming.is_retained:
             return
         try:
-            action, transaction = parse_update_request(incoming)
+            request = parse_update_request(incoming)
         except ProtocolError as err:
             self._outlet.respond(update_refusal(str(err), None))
             return
         try:
-            self._outlet.respond(update_response(self.request(action), transaction))
+            answer = self.request(request.action, request.model)
         except QueryRefused as err:
-            self._outlet.respond(update_refusal(str(err), transaction))
+            self._outlet.respond(update_refusal(str(err), request.transaction))
+        else:
+            self._outlet.respond(update_response(answer, request.transaction))
 
-    def request(self, action: str) -> dict[str, Any]:
+    def request(self, action: str, model: str = "") -> dict[str, Any]:
         """Do or answer what somebody asks for; returns the data of the answer.
+
+        ``model`` is what ``forgive`` means.
 
         Raises:
             QueryRefused: Not now, or not here.
@@ -145,6 +150,8 @@ class Updating:
         if action == "report":
             self._outlet.report_again()
             return {"action": action}
+        if action == FORGIVE:
+            return self._forgive(model)
         if not self._is_enabled and action != ROLL_BACK:
             raise QueryRefused("updates are not enabled here", code="disabled")
         if action == CANCEL:
@@ -162,7 +169,21 @@ class Updating:
         return state | {
             "enabled": self._is_enabled,
             "way_back": self._models.way_back().value,
+            "quarantine": self._models.quarantine(),
         }
+
+    def _forgive(self, model: str) -> dict[str, Any]:
+        """Lift a quarantine; nothing begins by itself: what is asked for next finds it lifted."""
+        if self._is_updating or self.state.is_in_progress:
+            raise QueryRefused("an update is under way; ask again when it is over", code="busy")
+        try:
+            forgiven = self._models.forgive(model)
+        except UpdateError as err:
+            raise QueryRefused(str(err), code=err.code) from err
+        for entry in forgiven:
+            log.info("update.forgiven version=%s root=%s", entry["version"], entry["root"])
+            self._outlet.event("update_forgiven", entry)
+        return {"forgiven": forgiven}
 
     def _cancel(self) -> None:
         """Give up what is under way, or waits to go on; a later release is not held."""
@@ -298,7 +319,7 @@ class Updating:
             AdapterError: There is no way back.
         """
         way = self._models.way_back()
-        version = self.state.installed_version
+        version, code = self.state.installed_version, "rollback_requested"
         log.info("update.rollback from=%s way=%s", version, way.value)
         if way is WayBack.NONE:
             raise AdapterError("there is no model before the active one on this disk")
@@ -307,7 +328,9 @@ class Updating:
             await self._rebuild()
         await self._engines.hold()
         try:
-            reverting = asyncio.ensure_future(asyncio.to_thread(self._models.revert, BY_REQUEST))
+            reverting = asyncio.ensure_future(
+                asyncio.to_thread(self._models.revert, BY_REQUEST, code)
+            )
             while not reverting.done():
                 self._beat()
                 await asyncio.wait([reverting], timeout=self._progress.wake_s)
@@ -316,9 +339,7 @@ class Updating:
             self._engines.release()
         self.state.release_summary = f"{version}: {BY_REQUEST}"
         self._phase("rolled_back", None)
-        self._outlet.event(
-            "rolled_back", {"version": version, "reason": BY_REQUEST, "code": "rollback_requested"}
-        )
+        self._outlet.event("rolled_back", {"version": version, "reason": BY_REQUEST, "code": code})
 
     async def _rebuild(self) -> None:
         """Have the updater make the model before the active one; queries go on meanwhile.

@@ -42,6 +42,7 @@ changes its meaning (the worker reports it, ``edgeota --json`` prints it) and an
         ObjectMissing         the other side has no such object
       WireError             a peer sent a message that breaks the protocol
       Busy                  another worker is at it
+      NothingToForgive      nothing in quarantine is called that
       Gated                 a condition holds the next stage back
       Cancelled             we were asked to stop; progress is kept
 
@@ -315,6 +316,13 @@ class Busy(UpdateError):
     code = "busy"
     exit_code = EX_TEMPFAIL
     retry_after_s = 10.0  # a worker that was told to stop needs a second or two
+
+
+class NothingToForgive(UpdateError):
+    """Somebody wants to lift a quarantine that is not there."""
+
+    code = "not_in_quarantine"
+    exit_code = EX_DATAERR
 
 
 class Gated(UpdateError):

@@ -63,7 +63,8 @@ REASONS: dict[str, Reason] = {
         Who.NOBODY,
         _NEVER,
         cancelled="nothing: somebody stopped it; install again to go on from what was kept",
-        quarantined="publish a newer release; this one failed here before",
+        quarantined="publish a newer release, or edgeagent update forgive; it failed here before",
+        not_in_quarantine="see edgeagent update status for what is in quarantine",
         rollback_requested="nothing: somebody asked for the model before this one",
     ),
     **_rows(

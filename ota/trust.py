@@ -29,6 +29,7 @@ from ota.errors import (
     UntrustedMetadata,
     WrongHardware,
 )
+from ota.quarantine import Quarantine
 from ota.release import MAX_FILE_BYTES, is_name, is_sha256, is_version, short_root
 from ota.wire import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 
@@ -76,8 +77,11 @@ class Device:
     active_root: str
     counter: int
     """The highest counter ever committed here."""
-    quarantine: Mapping[str, str]
-    """Roots that were rolled back, and why."""
+    quarantine: Quarantine
+    """What was given up here."""
+    newest: str | None = None
+    """The root of the release that ``counter`` was committed for, if it is known: that very release
+    is no step back."""
 
 
 def model_prefix(name: str) -> str:
@@ -190,9 +194,12 @@ def accept(offer: Offer, device: Device) -> bool:
     if offer.root == device.active_root:
         return False
     what = f"{offer.name} {offer.version}"
-    if offer.root in device.quarantine:
-        reason = device.quarantine[offer.root]
-        raise Quarantined(f"{what}: it was rolled back here ({reason}); publish a newer release")
+    given_up = device.quarantine.get(offer.root)
+    if given_up is not None and given_up.refuses(offer.counter):
+        raise Quarantined(
+            f"{what}: it was rolled back here ({given_up.reason}); publish a newer release, or "
+            f"lift it with `edgeagent update forgive {short_root(offer.root)}`"
+        )
     if offer.hardware and device.hardware not in offer.hardware:
         raise WrongHardware(
             f"{what}: expected hardware {', '.join(offer.hardware)}, this is {device.hardware!r}"
@@ -202,7 +209,8 @@ def accept(offer: Offer, device: Device) -> bool:
             f"{what}: expected agent {offer.min_agent} or newer, this is {device.agent_version}; "
             "upgrade the agent"
         )
-    if offer.counter <= device.counter:
+    is_newest = offer.counter == device.counter and offer.root == device.newest
+    if offer.counter <= device.counter and not is_newest:
         raise Downgrade(
             f"{what}: expected a counter above {device.counter}, got {offer.counter}; "
             "release it again with a higher counter"

@@ -188,6 +188,7 @@ class FakeModels:
         self.paths = list(paths)  # the last one is active
         self.fresh = fresh
         self.reverted: list[str] = []
+        self.given_up: list[dict] = []
 
     def way_back(self):
         from edgeagent.engines import WayBack  # this file is the fake engine's program too
@@ -203,10 +204,23 @@ class FakeModels:
     def is_installed(self) -> bool:
         return len(self.paths) > 1
 
-    def revert(self, reason: str) -> None:
+    def revert(self, reason: str, code: str) -> None:
         self.reverted.append(reason)
-        self.paths.pop()
+        version = self.paths.pop().name
+        self.given_up.append({"root": version, "version": version, "code": code, "reason": reason})
         self.fresh = False
+
+    def quarantine(self) -> list[dict]:
+        return list(self.given_up)
+
+    def forgive(self, what: str) -> list[dict]:
+        from ota.errors import NothingToForgive
+
+        lifted = [entry for entry in self.given_up if what in {"all", entry["version"]}]
+        if not lifted:
+            raise NothingToForgive(f"{what}: nothing is in quarantine here")
+        self.given_up = [entry for entry in self.given_up if entry not in lifted]
+        return lifted
 
 
 class FakeSensors:

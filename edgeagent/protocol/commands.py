@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from edgeagent.errors import ProtocolError
 from edgeagent.protocol.messages import (
@@ -14,7 +15,19 @@ from edgeagent.protocol.messages import (
     short,
 )
 
-UPDATE_ACTIONS = ("check", "install", "cancel", "rollback", "status", "history", "report")
+FORGIVE = "forgive"
+UPDATE_ACTIONS = (
+    "check",
+    "install",
+    "cancel",
+    "rollback",
+    "status",
+    "history",
+    "report",
+    FORGIVE,
+)
+MAX_MODEL_CHARS = 64
+"""Of what names a model in quarantine: a root, or a version."""
 UPDATE_QUESTIONS = frozenset({"status", "history", "report"})
 """Those that change nothing."""
 
@@ -45,16 +58,39 @@ def parse_cancel(incoming: Incoming) -> Cancel:
     return Cancel(query_id, incoming.correlation, incoming.response_topic)
 
 
-def parse_update_request(incoming: Incoming) -> tuple[str, str | None]:
-    """Return action and transaction of a request for an update.
+@dataclass(frozen=True, slots=True)
+class UpdateRequest:
+    """A request for an update; ``model`` says what ``forgive`` means."""
+
+    action: str
+    transaction: str | None = None
+    model: str = ""
+
+
+def parse_update_request(incoming: Incoming) -> UpdateRequest:
+    """Read a request for an update.
 
     Raises:
         ProtocolError: It is not ``{"action": "check" | "install" | "cancel" | ..., ...}``.
     """
     body = read_object(incoming.payload)
-    unknown = sorted(set(body) - {"action", "transaction"})
+    action = body.get("action")
+    if action not in UPDATE_ACTIONS:
+        raise expected("action", f"one of {', '.join(UPDATE_ACTIONS)}", action)
+    known = ("action", "model", "transaction") if action == FORGIVE else ("action", "transaction")
+    unknown = sorted(set(body) - set(known))
     if unknown:
-        raise ProtocolError(f"unknown field {short(unknown[0])}; known are action, transaction")
-    if body.get("action") not in UPDATE_ACTIONS:
-        raise expected("action", f"one of {', '.join(UPDATE_ACTIONS)}", body.get("action"))
-    return body["action"], read_transaction(body)
+        raise ProtocolError(f"unknown field {short(unknown[0])}; known are {', '.join(known)}")
+    model = read_model(body.get("model")) if action == FORGIVE else ""
+    return UpdateRequest(action, read_transaction(body), model)
+
+
+def read_model(value: Any) -> str:
+    """Return what names a model in quarantine.
+
+    Raises:
+        ProtocolError: It is no short text.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_MODEL_CHARS:
+        raise expected("model", "all, or a version or root that is in quarantine", value)
+    return value

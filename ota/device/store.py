@@ -27,7 +27,18 @@ from typing import Any
 
 from ota.device.patch import apply_patch, patch_name, remove_stale
 from ota.device.way_back import check_way, follow_way, make_way, open_way, way_name
-from ota.errors import PatchDamaged, StorageError, UpdateError
+from ota.errors import NothingToForgive, PatchDamaged, StorageError, UpdateError
+from ota.quarantine import (
+    MAX_REASON_CHARS,
+    GivenUp,
+    Quarantine,
+    listed,
+    nothing_selected,
+    selected,
+    to_fields,
+    with_entry,
+)
+from ota.quarantine import parse as parse_quarantine
 from ota.release import (
     RELEASE_FILE,
     Release,
@@ -36,9 +47,8 @@ from ota.release import (
 )
 from ota.storage import Disk, Storage, read_release, typed_errors, verify_directory
 
-MAX_QUARANTINE = 64  # oldest dropped first; the counter still refuses what was once committed
 MAX_STORE_BYTES = 1 << 20
-MAX_REASON_CHARS = 200
+MAX_TIME_S = 1 << 40  # beyond any clock; what is more is damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +59,13 @@ class StoreState:
     previous: str | None = None
     counter: int = -1
     """The highest counter ever committed; -1: none."""
-    quarantine: dict[str, str] = field(default_factory=dict)
+    quarantine: Quarantine = field(default_factory=dict)
     patching: str | None = None
     """The root that the active slot is being turned into, or back from."""
+    newest: str | None = None
+    """The root of the release that ``counter`` was committed for."""
+    since_s: float | None = None
+    """When the active model became so, by this device's clock."""
 
 
 class Store:
@@ -91,7 +105,7 @@ class Store:
         return self.active_release().version
 
     def is_quarantined(self, root: str) -> bool:
-        """Say whether the model was tried here and rolled back."""
+        """Say whether the model was tried here and given up."""
         return root in self.state().quarantine
 
     def slot(self, root: str) -> Path:
@@ -145,8 +159,10 @@ class Store:
         with self._changing() as state:
             if state.active != release.root:
                 state = replace(state, active=release.root, previous=state.active)
-            counter = max(state.counter, release.counter)
-            self._save(replace(state, counter=counter, patching=None))
+            if release.counter >= state.counter:
+                state = replace(state, counter=release.counter, newest=release.root)
+            quarantine = {k: v for k, v in state.quarantine.items() if k != release.root}
+            self._save(replace(state, quarantine=quarantine, patching=None, since_s=_now_s()))
 
     def can_return(self) -> bool:
         """Say whether the model before the active one is still on this disk."""
@@ -186,8 +202,8 @@ class Store:
         if way is None or state.previous is None or state.active is None:
             return False
         slot, active = self.slot(state.previous), self.slot(state.active)
-        committed_s = (self._directory / "store.json").stat().st_mtime
-        if not (slot.is_dir() and active.is_dir()) or time.time() - committed_s < after_s:
+        age_s = self.age_s()
+        if not (slot.is_dir() and active.is_dir()) or age_s is None or age_s < after_s:
             return False
         if not _is_whole(way, active, watch):
             make_way(self._storage, way, active, slot, watch)
@@ -226,9 +242,20 @@ class Store:
             and self.patch(state.previous, state.active).is_dir()
         )
 
-    def revert(self, reason: str) -> Path:
+    def age_s(self) -> float | None:
+        """Return how long ago the active model became so, by the wall clock; None: never."""
+        since_s = self.state().since_s
+        if since_s is None:
+            try:
+                since_s = (self._directory / "store.json").stat().st_mtime
+            except OSError:
+                return None
+        return time.time() - since_s
+
+    def revert(self, reason: str, code: str = "") -> Path:
         """Give up the active model, quarantine it, and return the one to run instead.
 
+        ``code`` is why, of ``ota.reasons``; ``reason`` says it to people.
         Nothing happens when the bundled model is active already.  Where the one before is a delta
         it is made first; if that cannot be, because the active one is damaged, the bundled model
         runs.
@@ -243,8 +270,9 @@ class Store:
                         state,
                         active=state.previous,
                         previous=None,
-                        quarantine=_with_reason(state.quarantine, state.active, reason),
+                        quarantine=self._with_active(state, state.active, reason, code),
                         patching=state.active if is_in_place else None,
+                        since_s=_now_s(),
                     )
                 )
         self.recover()
@@ -257,10 +285,43 @@ class Store:
                 self._save(replace(state, previous=None))
             self.collect()
 
-    def quarantine(self, root: str, reason: str) -> None:
+    def quarantine(self, root: str, entry: GivenUp) -> None:
         """Refuse a model that was never committed from now on."""
         with self._changing() as state:
-            self._save(replace(state, quarantine=_with_reason(state.quarantine, root, reason)))
+            self._save(replace(state, quarantine=with_entry(state.quarantine, root, entry)))
+
+    def forgive(self, what: str) -> list[dict[str, Any]]:
+        """Let models be tried again; return what was known of them.
+
+        A worker may hold the store for as long as an update in place takes: ask while none runs.
+
+        Args:
+            what: ``all``, a version, a root or how one begins
+
+        Raises:
+            NothingToForgive: nothing in quarantine is called that; nothing has changed.
+            StorageError: the store cannot be written; nothing has changed.
+        """
+        with self._changing() as state:
+            lifted = {root: state.quarantine[root] for root in selected(state.quarantine, what)}
+            if not lifted:
+                raise NothingToForgive(nothing_selected(state.quarantine, what))
+            left = {k: v for k, v in state.quarantine.items() if k not in lifted}
+            self._save(replace(state, quarantine=left))
+        return listed(lifted)
+
+    def _with_active(
+        self, state: StoreState, root: str, reason: str, code: str
+    ) -> dict[str, GivenUp]:
+        """Return the quarantine with the active model, and the model that it replaced."""
+        version, counter, base = "", None, state.previous
+        with suppress(UpdateError):  # it may be damaged: that may be why it is given up
+            release = read_release(self.slot(root))
+            version, counter = release.version, release.counter
+        with suppress(UpdateError):
+            base = base or read_release(self._bundled_dir).root
+        entry = GivenUp(base, version, counter, code, reason[:MAX_REASON_CHARS], round(time.time()))
+        return with_entry(state.quarantine, root, entry)
 
     def state(self) -> StoreState:
         """Return what is committed; a damaged or missing file means: nothing ever was."""
@@ -282,8 +343,10 @@ class Store:
             "active": state.active,
             "previous": state.previous,
             "counter": state.counter,
-            "quarantine": state.quarantine,
+            "quarantine": to_fields(state.quarantine),
             "patching": state.patching,
+            "newest": state.newest,
+            "since_s": state.since_s,
         }
         self._storage.replace(self._directory / "store.json", json.dumps(fields, indent=1).encode())
 
@@ -325,24 +388,30 @@ def _is_whole(way: Path, active: Path, watch: Callable[[], None]) -> bool:
     return open_way(way).start == read_release(active).root
 
 
-def _with_reason(quarantine: dict[str, str], root: str, reason: str) -> dict[str, str]:
-    newest = {**quarantine, root: reason[:MAX_REASON_CHARS]}
-    return dict(list(newest.items())[-MAX_QUARANTINE:])
+def _now_s() -> float:
+    return round(time.time(), 3)
 
 
 def _parse_state(fields: Any) -> StoreState:
     if not isinstance(fields, dict):
         return StoreState()
-    quarantine, counter = fields.get("quarantine"), fields.get("counter")
-    if not isinstance(quarantine, dict) or type(counter) is not int:
+    quarantine, counter = parse_quarantine(fields.get("quarantine")), fields.get("counter")
+    if quarantine is None or type(counter) is not int:
         return StoreState()
     return StoreState(
         _root_or_none(fields.get("active")),
         _root_or_none(fields.get("previous")),
         counter,
-        {str(root): str(reason) for root, reason in quarantine.items()},
+        quarantine,
         _root_or_none(fields.get("patching")),
+        _root_or_none(fields.get("newest")),
+        _seconds_or_none(fields.get("since_s")),
     )
+
+
+def _seconds_or_none(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < MAX_TIME_S else None
 
 
 def _root_or_none(value: Any) -> str | None:

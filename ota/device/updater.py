@@ -35,6 +35,7 @@ from ota.errors import (
     WireError,
 )
 from ota.machine import Action, Event, State, UpdateMachine
+from ota.quarantine import MAX_REASON_CHARS, GivenUp
 from ota.release import Release
 from ota.retry import retry_after_s, uncounted_after_s
 from ota.storage import Storage, read_release, verify_directory
@@ -235,12 +236,14 @@ class Updater:
         base = self._store.active_release()
         offer, release_sha256 = read_offer(self._tuf, base.name)
         state = self._store.state()
+        counter = max(base.counter, state.counter, self._tuf.high_water.counter(base.name))
         device = Device(
             self._board.hardware,
             self._board.agent_version,
             base.root,
-            max(base.counter, state.counter, self._tuf.high_water.counter(base.name)),
+            counter,
             state.quarantine,
+            state.newest if state.counter == counter else None,
         )
         self._tuf.high_water.raise_counter(base.name, device.counter)
         if not accept(offer, device):
@@ -362,14 +365,25 @@ class Updater:
         )
 
     def _roll_back(self) -> None:
-        plan = self._the_plan()
-        self._store.quarantine(plan.offer.root, self._verdict.reason)
+        plan, verdict = self._the_plan(), self._verdict
+        self._store.quarantine(
+            plan.offer.root,
+            GivenUp(
+                plan.base.root,
+                plan.offer.version,
+                plan.offer.counter,
+                verdict.code,
+                verdict.reason[:MAX_REASON_CHARS],
+                round(time.time()),
+            ),
+        )
         self._report_end(
             {
                 "event": "rolled_back",
                 "version": plan.offer.version,
-                "reason": self._verdict.reason,
-                "code": self._verdict.code,
+                "reason": verdict.reason,
+                "code": verdict.code,
+                "from": plan.base.version,
             }
         )
 

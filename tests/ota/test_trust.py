@@ -14,6 +14,7 @@ from ota.errors import (
     UntrustedMetadata,
     WrongHardware,
 )
+from ota.quarantine import GivenUp
 from ota.trust import (
     Device,
     Offer,
@@ -28,6 +29,8 @@ from ota.trust import (
 OLD, NEW, OTHER = "aa" * 32, "bb" * 32, "cc" * 32
 OFFER = Offer("tiny", "1.1.0", 2, NEW, 1000, 900, (), "0")
 DEVICE = Device("pi5", "0.1.0", OLD, 1, {})
+GIVEN_UP = GivenUp(OLD, "1.1.0", 2, "health_logits", "logits differ", 1_700_000_000)
+UNKNOWN = GivenUp(reason="logits differ")
 FULL = Payload("full", 900, "11" * 32, None, NEW, 65536, "22" * 32, 1000)
 DELTA = Payload("delta", 90, "33" * 32, OLD, NEW, 65536, "44" * 32, 500)
 
@@ -48,12 +51,26 @@ def test_what_is_running_is_not_installed_again():
         ({"min_agent": "0.2"}, {}, AgentTooOld, "upgrade the agent"),
         ({}, {"counter": 2}, Downgrade, "counter above 2, got 2"),
         ({}, {"counter": 9}, Downgrade, "counter above 9, got 2"),
-        ({}, {"quarantine": {NEW: "logits differ"}}, Quarantined, "logits differ"),
+        ({}, {"counter": 2, "newest": OTHER}, Downgrade, "counter above 2, got 2"),
+        ({}, {"counter": 3, "newest": NEW}, Downgrade, "counter above 3, got 2"),
+        ({}, {"quarantine": {NEW: GIVEN_UP}}, Quarantined, "logits differ"),
+        ({"counter": 1}, {"quarantine": {NEW: GIVEN_UP}}, Quarantined, "forgive bbbbbbbbbbbbbbbb"),
+        ({"counter": 9}, {"quarantine": {NEW: UNKNOWN}}, Quarantined, "publish a newer release"),
     ],
 )
 def test_a_release_that_is_not_for_this_device_is_refused(offer, device, error, says):
     with pytest.raises(error, match=says):
         accept(dataclasses.replace(OFFER, **offer), dataclasses.replace(DEVICE, **device))
+
+
+def test_the_same_bytes_released_again_with_a_higher_counter_get_another_trial():
+    device = dataclasses.replace(DEVICE, quarantine={NEW: GIVEN_UP})
+    assert accept(dataclasses.replace(OFFER, counter=3), device)
+
+
+def test_the_very_release_that_was_committed_last_is_no_step_back():
+    """It was given up, and somebody lifted that; or its slot was lost."""
+    assert accept(OFFER, dataclasses.replace(DEVICE, counter=2, newest=NEW))
 
 
 def test_a_named_board_and_a_new_enough_agent_pass():

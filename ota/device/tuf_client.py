@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,20 +121,18 @@ class TufClient:
         self._storage.make_directory(self._directory)
         reference = self._judge(self._now(), self.high_water.mark.time)
         self.is_clock_trusted = reference.is_trusted
-        try:
-            with typed_errors(self._directory):
-                updater = _Updater(
-                    self._storage,
-                    self._directory,
-                    _Fetcher(self._source),
-                    self._bootstrap_root,
-                    self.high_water,
-                    reference,
-                )
-                updater.refresh()
-        except (DownloadError, RepositoryError) as err:
-            raise _translated(err) from err
-        self.high_water.raise_to(updater.checked_mark())
+        with _ours(self._directory):
+            updater = _Updater(
+                self._storage,
+                self._directory,
+                _Fetcher(self._source),
+                self._bootstrap_root,
+                self.high_water,
+                reference,
+            )
+            updater.refresh()
+            mark = updater.checked_mark()
+        self.high_water.raise_to(mark)
         self._updater = updater
 
     @property
@@ -168,11 +166,8 @@ class TufClient:
         """Return what python-tuf knows of target ``name``, or None if there is none."""
         if self._updater is None:
             raise RuntimeError("target() before refresh()")
-        try:
-            with typed_errors(self._directory):
-                info = self._updater.get_targetinfo(name)
-        except (DownloadError, RepositoryError) as err:
-            raise _translated(err) from err
+        with _ours(self._directory):
+            info = self._updater.get_targetinfo(name)
         seen = self._updater.delegated_versions
         self.high_water.raise_to(replace(self.high_water.mark, versions=seen))
         return info
@@ -300,6 +295,25 @@ class _Fetcher(FetcherInterface):
             raise DownloadHTTPError(str(err), NOT_FOUND) from err
         except UpdateError as err:
             raise DownloadError(str(err)) from err
+
+
+@contextmanager
+def _ours(directory: Path) -> Iterator[None]:
+    """Turn what python-tuf raises into errors of ours.
+
+    It verifies signatures over any JSON and does not look at every type, so metadata that is signed
+    and makes no sense (a role whose name is a number) may trip it anywhere.
+    """
+    try:
+        with typed_errors(directory):
+            yield
+    except (DownloadError, RepositoryError) as err:
+        raise _translated(err) from err
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        said = f"{type(err).__name__}: {err}"
+        raise UntrustedMetadata(f"metadata: expected TUF's types, got {said}") from err
+    except RecursionError as err:
+        raise UntrustedMetadata("metadata: nested too deeply") from err
 
 
 def _translated(err: Exception) -> UpdateError:

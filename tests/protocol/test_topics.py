@@ -19,7 +19,7 @@ ALLOWED = (TOPICS.query_replies, *REPLY_PREFIXES)
 def test_every_topic_is_below_the_node_and_no_two_are_equal():
     names = [name for name, value in vars(Topics).items() if isinstance(value, property)]
     values = [getattr(TOPICS, name) for name in names]
-    assert len(values) == 11
+    assert len(values) == 12
     assert len(set(values)) == len(values)
     assert all(value.startswith("edge/v1/kitchen/") for value in values)
 

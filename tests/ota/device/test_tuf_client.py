@@ -163,6 +163,19 @@ def test_a_root_whose_key_ids_are_no_text_is_untrusted(tmp_path):
         tuf.refresh()
 
 
+def test_a_delegated_role_whose_name_is_a_number_is_untrusted(tmp_path):
+    repo = Simulator()
+    repo.delegate("targets", "role", ["a/*"])
+    role = repo.targets.delegations.roles.pop("role")
+    role.name = 7
+    repo.targets.delegations.roles[7] = role
+    repo.bump()
+    tuf = TufClient(MemorySource(repo.served), Disk(), tmp_path / "tuf", repo.first_root)
+    tuf.refresh()
+    with pytest.raises(UntrustedMetadata, match="expected TUF's types, got TypeError"):
+        tuf.target("a/x")
+
+
 def test_it_works_without_the_cryptography_package(tmp_path, fleet):
     """A board for which there is no wheel: securesystemslib then verifies in plain Python."""
     import subprocess

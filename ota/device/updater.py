@@ -354,6 +354,8 @@ class Updater:
         plan = self._the_plan()
         slot = self._store.slot(plan.offer.root)
         self._store.commit(read_release(slot))
+        with suppress(StorageError):  # or the next refresh does it
+            self._tuf.high_water.raise_counter(plan.base.name, plan.offer.counter)
         self._report_end(
             {
                 "event": "committed",

@@ -4,7 +4,7 @@ import jinja2.sandbox
 import pytest
 
 from edgeagent.discovery import Node, device, discovery_topic, object_id
-from edgeagent.protocol.commands import parse_update_request
+from edgeagent.protocol.commands import UpdateRequest, parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import OFFLINE, ONLINE, ModelState
 from edgeagent.protocol.topics import Topics
@@ -94,7 +94,7 @@ def test_the_update_entity_gets_exactly_the_keys_that_its_schema_allows(state):
 def test_buttons_send_requests_that_we_take(key):
     button = announced()["components"][key]
     payload = button["payload_press"].encode()
-    assert parse_update_request(Incoming("t", payload, len(payload))) == (key, None)
+    assert parse_update_request(Incoming("t", payload, len(payload))) == UpdateRequest(key)
     assert button["command_topic"] == Topics("kitchen").update_request
 
 

@@ -176,8 +176,12 @@ def test_a_committed_model_runs_and_is_fresh_for_a_while(tmp_path):
     old_s = time.time() - 601
     os.utime(tmp_path / "models" / "store.json", (old_s, old_s))
     assert not store.is_fresh()
-    store.revert("it crashed")
+    store.revert("it crashed", "soak_crashes")
     assert store.active() == tmp_path / "bundled"
+    [entry] = store.quarantine()
+    assert (entry["root"], entry["code"]) == ("ab" * 32, "soak_crashes")
+    assert store.forgive("all") == [entry]
+    assert store.quarantine() == []
 
 
 def test_a_store_that_cannot_be_read_means_the_configured_model(tmp_path):
@@ -185,7 +189,8 @@ def test_a_store_that_cannot_be_read_means_the_configured_model(tmp_path):
     (tmp_path / "models" / "store.json").mkdir()
     store = ModelStore(tmp_path, tmp_path / "bundled", soak_s=600)
     assert store.active() == tmp_path / "bundled"
-    store.revert("no matter")
+    store.revert("no matter", "")
+    assert store.quarantine() == []
 
 
 # -- the process ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -378,6 +379,47 @@ def test_a_rollback_with_nothing_to_return_to_is_refused():
     async def body(site):
         site.request(action="rollback")
         assert site.outlet.responses[-1]["status"] == "error"
+
+    on_site([], body)
+
+
+def test_what_was_given_up_is_listed_and_forgiven_and_nothing_begins_by_itself():
+    async def body(site):
+        site.request(action="rollback")
+        await site.event("rolled_back")
+        await site.phase("rolled_back")
+        site.request(action="status")
+        [entry] = site.outlet.responses[-1]["data"]["quarantine"]
+        assert (entry["version"], entry["code"]) == ("good-1.1.0", "rollback_requested")
+        site.request(action="forgive", model="9.9.9", transaction="t")
+        refused = site.outlet.responses[-1]
+        assert (refused["status"], refused["transaction"]) == ("error", "t")
+        assert refused["error"] == "9.9.9: nothing is in quarantine here"
+        site.request(action="forgive", model="good-1.1.0", transaction="u")
+        assert site.outlet.responses[-1] == {
+            "status": "ok",
+            "data": {"forgiven": [entry]},
+            "transaction": "u",
+        }
+        assert await site.event("update_forgiven") == entry
+        site.request(action="forgive", model="all")
+        assert site.outlet.responses[-1]["status"] == "error"
+        assert site.starts == []
+
+    on_site([], body, is_enabled=False, models=[Path("good-1.0.0"), Path("good-1.1.0")])
+
+
+def test_nothing_is_forgiven_while_an_update_is_under_way():
+    """The worker may hold the store for as long as it writes a model over."""
+
+    async def body(site):
+        site.models.given_up.append({"root": "00", "version": "1.1.0", "code": "", "reason": ""})
+        ask = partial(site.request, action="forgive", model="all")
+        site.scripts.append([FETCHING, ask, {"event": "up_to_date", "version": "1.0.0"}])
+        site.request(action="install")
+        await site.until(lambda: len(site.outlet.responses) == 2)
+        assert "an update is under way" in site.outlet.responses[-1]["error"]
+        assert len(site.models.given_up) == 1
 
     on_site([], body)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ota.storage import read_release
 from tests.brokers import Mosquitto
 from tests.e2e.house import NODE, House, edgeota
 from tests.tiny import make_model
@@ -66,7 +67,7 @@ def start(house):
     return house.start_daemon()
 
 
-def test_a_model_is_installed_and_given_up_again(site):
+def test_a_model_is_installed_given_up_and_forgiven(site, models):
     edgeota("publish", site.repo)
     start(site)
     assert run(site, "status")["installed_version"] == "1.0.0"
@@ -86,6 +87,15 @@ def test_a_model_is_installed_and_given_up_again(site):
     assert (back["type"], back["version"]) == ("rolled_back", "2.0.0")
     assert refused["code"] == "quarantined"
     assert run(site, "history", *over_mqtt)["history"][0] == done
+    [entry] = run(site, "status")["quarantine"]
+    assert (entry["version"], entry["code"]) == ("2.0.0", "rollback_requested")
+    assert entry["base"] == read_release(models[0]).root
+    assert "expected all, or a version or root" in run(site, "forgive", "9.9.9", code=1)
+    assert run(site, "forgive", entry["root"][:16], *over_mqtt)["forgiven"] == [entry]
+    assert "nothing is in quarantine" in run(site, "forgive", "all", code=1)
+    assert run(site, "status")["quarantine"] == []
+    assert run(site, "history")["history"][-1]["type"] == "update_forgiven"
+    assert run(site, "install", "--wait", "60")["installed_version"] == "2.0.0"
 
 
 def test_with_the_broker_gone_the_way_back_comes_from_the_delta_on_the_disk(site, models):
@@ -124,10 +134,16 @@ def test_without_an_agent_the_disk_is_read_and_turned_back(site, models):
         "title": "tiny",
         "phase": "no_agent",
         "way_back": "delta",
+        "quarantine": [],
     }
     assert "start it" in run(site, "install", code=69)
     assert run(site, "rollback")["installed_version"] == "2.0.0"
     assert run(site, "history")["history"][-1]["type"] == "rolled_back"
+    assert "3.0.0 (" in run(site, "forgive", "2.0.0", code=1)
+    [forgiven] = run(site, "forgive", "3.0.0")["forgiven"]
+    assert forgiven["reason"] == "rolled back on request"
+    assert run(site, "status")["quarantine"] == []
+    assert run(site, "history")["history"][-1]["root"] == forgiven["root"]
     site.start_daemon()
     site.wait_for(site.topics.model_state, installed_version="2.0.0")
-    assert run(site, "status")["installed_version"] == "2.0.0"
+    assert run(site, "install", "--wait", "60")["installed_version"] == "3.0.0"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeagent.protocol.commands import parse_update_request
+from edgeagent.protocol.commands import UpdateRequest, parse_update_request
 from edgeagent.protocol.messages import Incoming
 from edgeagent.protocol.reports import ModelState
 from edgeagent.protocol.topics import Topics
@@ -57,7 +57,7 @@ def test_what_discovery_tells_home_assistant_to_send_is_a_request_that_we_take()
     assert entity["command_topic"] == topics.update_request
     assert entity["availability_topic"] == topics.state
     payload = entity["payload_install"].encode()
-    assert parse_update_request(Incoming("t", payload, len(payload))) == ("install", None)
+    assert parse_update_request(Incoming("t", payload, len(payload))) == UpdateRequest("install")
 
 
 def test_the_page_has_the_table():

@@ -3,7 +3,12 @@ import json
 import pytest
 
 from edgeagent.errors import ProtocolError
-from edgeagent.protocol.commands import Cancel, parse_cancel, parse_update_request
+from edgeagent.protocol.commands import (
+    Cancel,
+    UpdateRequest,
+    parse_cancel,
+    parse_update_request,
+)
 from edgeagent.protocol.messages import Incoming
 
 
@@ -40,18 +45,26 @@ def test_a_bad_cancellation_gets_one_clear_line(body, text):
 
 
 def test_an_update_is_checked_for_or_installed():
-    assert parse_update_request(incoming({"action": "check"})) == ("check", None)
+    assert parse_update_request(incoming({"action": "check"})) == UpdateRequest("check")
     request = {"action": "install", "transaction": "t"}
-    assert parse_update_request(incoming(request)) == ("install", "t")
+    assert parse_update_request(incoming(request)) == UpdateRequest("install", "t")
+    request = {"action": "forgive", "model": "1.1.0", "transaction": "t"}
+    assert parse_update_request(incoming(request)) == UpdateRequest("forgive", "t", "1.1.0")
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ({}, "action: expected one of check, install, cancel, rollback, status, history, got null"),
+        ({}, "action: expected one of check, install, cancel, rollback, status, history, report, "),
         ({"action": "downgrade"}, 'got "downgrade"'),
         ({"action": "check", "force": True}, 'unknown field "force"'),
         ({"action": "check", "transaction": 1}, "transaction: expected"),
+        ({"action": "check", "model": "all"}, 'unknown field "model"; known are action, transact'),
+        ({"action": "forgive"}, "model: expected all, or a version or root"),
+        ({"action": "forgive", "model": ""}, "model: expected"),
+        ({"action": "forgive", "model": "x" * 65}, "model: expected"),
+        ({"action": "forgive", "model": ["all"]}, "got a list"),
+        ({"action": ["forgive"]}, "action: expected one of check"),
     ],
 )
 def test_a_bad_request_for_an_update_gets_one_clear_line(body, text):

@@ -33,7 +33,7 @@ from ota.storage import Disk, read_release, verify_directory
 from ota.trust import delta_target, full_target
 from tests.ota.fakes import FailingDisk, MemorySource, ScriptedAgent
 from tests.ota.harness import make_fleet
-from tests.ota.models import Shape, flip, random_shards, write_model
+from tests.ota.models import Shape, flip, random_shards, write_model, write_release
 
 GOOD = Verdict(True)
 BOARD = Board("test-board", "0.1.0")
@@ -128,6 +128,52 @@ def test_a_failed_trial_is_rolled_back_and_never_tried_again(device):
     assert isinstance(device.run(), Quarantined)
     assert "logits differ" in device.last["message"]
     assert list(device.store.slots_dir.iterdir()) == []
+
+
+def test_what_failed_is_kept_as_a_pair_and_tried_again_when_it_is_forgiven(device):
+    device.run(Verdict(False, "logits differ", "health_logits"))
+    old, new = read_release(device.fleet.old), read_release(device.fleet.new)
+    [(root, entry)] = device.store.state().quarantine.items()
+    assert (root, entry.base) == (new.root, old.root)
+    assert (entry.version, entry.counter) == ("1.1.0", new.counter)
+    assert (entry.code, entry.reason) == ("health_logits", "logits differ")
+    assert isinstance(device.run(GOOD), Quarantined)
+    assert f"edgeagent update forgive {new.slot}" in device.last["message"]
+    device.store.forgive("1.1.0")
+    assert device.run(GOOD) is None
+    assert whole(device) == "1.1.0"
+
+
+def test_a_committed_release_that_was_given_up_comes_back_when_it_is_forgiven(device):
+    device.run(GOOD)
+    device.store.revert("rolled back on request", "rollback_requested")
+    assert isinstance(device.run(GOOD), Quarantined)
+    device.store.forgive(read_release(device.fleet.new).root)
+    assert device.run(GOOD) is None
+    assert whole(device) == "1.1.0"
+
+
+def test_a_counter_that_only_the_record_knows_is_not_passed_by_forgiving(device):
+    """The store was lost: whether the release is the one of that counter is not known any more."""
+    device.run(GOOD)
+    device.store.revert("rolled back on request")
+    (device.store.slots_dir.parent / "store.json").unlink()
+    assert isinstance(device.run(GOOD), Downgrade)
+
+
+def test_the_same_bytes_with_a_higher_counter_and_a_corrected_suite_are_tried_again(own_device):
+    own_device.run(Verdict(False, "an answer differs", "health_example"))
+    fleet = own_device.fleet
+    again = shutil.copytree(fleet.new, fleet.path / "again")
+    write_release(again, version="1.1.1", counter=3)
+    assert read_release(again).root == read_release(fleet.new).root
+    fleet.repo.add_release(again)
+    fleet.repo.publish()
+    own_device.run(Verdict(False, "another answer differs", "health_example"))
+    assert own_device.last["event"] == "rolled_back"
+    assert isinstance(own_device.run(GOOD), Quarantined)
+    [entry] = own_device.store.state().quarantine.values()
+    assert (entry.version, entry.counter) == ("1.1.1", 3)
 
 
 def test_a_repository_without_this_model_is_refused(own_device, tmp_path):

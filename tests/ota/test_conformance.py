@@ -4,14 +4,21 @@ Over HTTP and over MQTT: the same assertions, down to the list of requests.
 """
 
 import json
+import os
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from securesystemslib.signer._crypto_signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, MetaFile
 
+import ota.device.tuf_client as tuf_client
 from bench import conformance
 from tests.brokers import Mosquitto, mosquitto_path
+from tests.ota.harness import REPO_ROOT
 from tests.ota.simulator import Simulator, in_days, web_server
 
 
@@ -346,6 +353,117 @@ def test_a_path_that_was_not_delegated_is_not_asked_of_a_role(client):
     client.repo.publish()
     assert client.download("b/file") == 1
     assert client.repo.requests == names("2.root", "timestamp", "1.snapshot", "1.targets")
+
+
+def test_a_cached_role_is_verified_against_who_delegates_to_it_now(client):
+    client.repo.delegate("targets", "A", ["a/*"])
+    client.repo.add_target("a/file", b"data", "A")
+    client.repo.publish()
+    assert client.download("a/file") == 0
+    replaced = client.repo.targets.delegations.roles["A"]
+    client.repo.targets.revoke_key(replaced.keyids[0], "A")
+    client.repo.targets.add_key(make_signer("ed25519").public_key, "A")
+    client.repo.targets.version += 1
+    client.repo.snapshot.version += 1
+    client.repo.timestamp.version += 1
+    client.repo.publish()  # A itself is as it was, signed by the key that it had
+    assert client.download("a/file") == 1
+
+
+def test_a_role_below_two_others_is_verified_by_the_keys_that_each_of_them_names(client):
+    repo = client.repo
+    for name, path in (("A", "x/*"), ("B", "y/*")):
+        repo.delegate("targets", name, [path])
+    repo.delegate("A", "C", ["x/*", "y/*"])
+    repo.add_target("x/file", b"x", "C")
+    repo.add_target("y/file", b"y", "C")
+    role = DelegatedRole("C", [], 1, False, ["x/*", "y/*"])
+    repo.delegated["B"].delegations = Delegations({}, {"C": role})
+    repo.delegated["B"].add_key(make_signer("ed25519").public_key, "C")
+    repo.publish()
+    assert client.download("x/file") == 0
+    assert client.download("x/file", "y/file") == 1
+    assert not (client.path / "targets" / "y%2Ffile").exists()
+
+
+def test_several_targets_are_one_refresh_and_stop_at_the_first_failure(client):
+    for name in ("a", "b", "c"):
+        client.repo.add_target(name, name.encode())
+    client.repo.bump()
+    broken = next(name for name in client.repo.served if name.endswith(".b"))
+    whole = client.repo.served.pop(broken)
+    assert client.download("a", "b", "c") == 1
+    asked = client.repo.requests
+    assert asked[:4] == names("2.root", "timestamp", "2.snapshot", "2.targets")
+    assert [name[-2:] for name in asked[4:]] == [".a", ".b"]
+    client.repo.served[broken] = whole
+    assert client.download("a", "b", "c") == 0
+    assert [name[-2:] for name in client.repo.requests[2:]] == [".b", ".c"]
+    assert {path.name for path in (client.path / "targets").iterdir()} == {"a", "b", "c"}
+
+
+def test_an_artifact_that_was_damaged_since_is_fetched_again(client):
+    client.repo.add_target("file", b"data")
+    client.repo.bump()
+    assert client.download("file") == 0
+    kept = client.path / "targets" / "file"
+    kept.write_bytes(b"dat")
+    assert client.download("file") == 0
+    assert kept.read_bytes() == b"data"
+
+
+def test_without_consistent_snapshots_names_have_no_versions(client):
+    repo = client.repo
+    repo.root.consistent_snapshot = False
+    repo.root.version += 1
+    repo.publish_root()
+    repo.add_target("dir/file", b"data")
+    repo.bump()
+    for role in ("snapshot", "targets"):
+        repo.served[f"metadata/{role}.json"] = repo.served.pop(f"metadata/2.{role}.json")
+    repo.served["targets/dir/file"] = b"data"
+    assert client.download("dir/file") == 0
+    asked = names("2.root", "3.root", "timestamp", "snapshot", "targets")
+    assert client.repo.requests == [*asked, "targets/dir/file"]
+
+
+@pytest.mark.parametrize(("days", "code"), [(-20, 0), (29, 0), (31, 1)])
+def test_expiry_is_judged_by_the_clock_of_the_device(client, monkeypatch, days, code):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=days)
+
+    monkeypatch.setattr(tuf_client, "datetime", Clock)
+    assert client.refresh() == code
+
+
+def test_the_executable_takes_its_options_in_any_order_and_exits_with_0_or_1(client):
+    program = [sys.executable, str(Path(conformance.__file__))]
+    fresh = client.path / "fresh"
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+
+    def run(*words):
+        done = subprocess.run(
+            [*program, *map(str, words)], capture_output=True, text=True, env=environment
+        )
+        assert done.stderr.count("\n") == done.returncode, done.stderr
+        return done.returncode
+
+    client.repo.add_target("file", b"data")
+    client.repo.bump()
+    assert run("--metadata-dir", fresh, "init", client.path / "root") == 0
+    assert client.repo.requests == []
+    assert (fresh / "root.json").read_bytes() == client.repo.first_root
+    url = f"{client.url}/metadata/"
+    assert run("--metadata-url", url, "--metadata-dir", fresh, "refresh") == 0
+    assert run("--metadata-dir", fresh, "--metadata-url", url, "refresh") == 0
+    base = ["--target-base-url", f"{client.url}/targets/", "--target-dir", client.path / "t"]
+    where = ["--metadata-dir", fresh, "--metadata-url", url]
+    assert run(*base, "--target-name", "file", *where, "download") == 0
+    assert run("--target-name", "nothing", *where, *base, "download") == 1
+    client.repo.served.clear()
+    assert run("--metadata-url", url, "--metadata-dir", fresh, "refresh") == 1
 
 
 def test_torn_or_lost_files_of_the_cache_heal(client):

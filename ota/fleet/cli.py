@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ota.errors import ConfigError, UpdateError
-from ota.fleet import cli_devices
+from ota.fleet import cli_devices, cli_mirror
 from ota.fleet.examples import check_examples
 from ota.fleet.keys import ROLES
 from ota.fleet.repository import Added, Repository
@@ -254,7 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     rotate = add("keys-rotate", _keys_rotate, "give a role new keys, signed by the root's")
     rotate.add_argument("role", metavar="ROLE", help=f"{', '.join(ROLES)}, or a model")
     _add_delegation(add)
-    cli_devices.add_commands(add, _broker, _add_mqtt)
+    for others in (cli_devices, cli_mirror):
+        others.add_commands(add, _broker, _add_mqtt)
     return parser
 
 

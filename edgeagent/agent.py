@@ -55,6 +55,7 @@ from edgeagent.protocol.topics import Topics, update_notice
 from edgeagent.reporting import Reporting
 from edgeagent.sensing import Sensing
 from edgeagent.surroundings import Surroundings, limits_of
+from edgeagent.update_source import UpdateSource, medium
 from edgeagent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -179,6 +180,7 @@ class Agent:
 
     def _make_updating(self, models: Models) -> Updating:
         update = self._config.update
+        self._source = UpdateSource(update)
         link = Metered(update.metered, update.metered_file)
         surroundings = Surroundings(
             limits_of(update), self._sensing, link, lambda: self._answering.is_busy
@@ -250,8 +252,12 @@ class Agent:
             return {"status": "error", "error": f"update: expected one of {known}, got {action!r}"}
         try:
             model = read_model(request.get("model")) if action == FORGIVE else ""
-            return {"status": "ok", "data": self._updating.request(str(action), model)}
-        except (ProtocolError, QueryRefused) as err:
+            place = medium(request["from"]) if "from" in request else None
+            data = self._updating.request(str(action), model)
+            if place is not None:
+                self._source.use(place)
+            return {"status": "ok", "data": data}
+        except (ConfigError, ProtocolError, QueryRefused) as err:
             return {"status": "error", "error": str(err)}
 
     def _on_connected(self) -> None:
@@ -295,6 +301,7 @@ class Agent:
             "hardware": settings.update.hardware,
             "flash_budget_bytes": settings.update.flash_budget_mib << 20 or None,
             "agent_version": __version__,
+            **self._source.fields(action, self._updating.state.phase),
             "shrink_after_s": max(settings.update.previous_slot_s, settings.update.soak_s)
             if settings.update.previous_slot_s
             else None,

@@ -112,6 +112,10 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             parser.add_argument("model", metavar="ROOT|VERSION|all", help="which")
         _node(parser)
         parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="for an answer")
+        if verb in {"check", "install"}:
+            parser.add_argument(
+                "--from", dest="place", type=Path, metavar="DIR", help="a repository on a medium"
+            )
         if verb in {"check", "install", "rollback"}:
             parser.add_argument(
                 "--wait", type=float, default=0.0, metavar="S", help="for the end, at most so long"

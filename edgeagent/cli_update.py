@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.cli_remote import connect, load_config
-from edgeagent.errors import EX_TEMPFAIL, EX_UNAVAILABLE, AdapterError, EdgeAgentError
+from edgeagent.errors import (
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    AdapterError,
+    ConfigError,
+    EdgeAgentError,
+)
 from edgeagent.protocol.commands import FORGIVE
 from edgeagent.protocol.topics import Topics
 
@@ -68,8 +74,19 @@ def update(args: argparse.Namespace) -> int:
 
 
 def _details(args: argparse.Namespace) -> dict[str, str]:
-    """Return what a request says besides its action."""
-    return {"model": args.model} if args.verb == FORGIVE else {}
+    """Return what a request says besides its action.
+
+    Raises:
+        ConfigError: A directory of this machine means nothing to another one.
+    """
+    if args.verb == FORGIVE:
+        return {"model": args.model}
+    place = getattr(args, "place", None)
+    if place is None:
+        return {}
+    if args.mqtt or args.node:
+        raise ConfigError("--from is a directory of this machine: leave out --mqtt and --node")
+    return {"from": str(place.absolute())}
 
 
 def _of_this_machine(config: Config, action: str, **details: str) -> dict[str, Any] | None:

@@ -34,6 +34,9 @@ SYSTEM_FILE = Path("/etc/edgeagent/edgeagent.toml")
 CREDENTIAL = "mqtt-password"
 
 
+BROKER = "mqtt"  # of ``update.source``
+
+
 def _opt(
     default: Any,
     doc: str,
@@ -190,6 +193,10 @@ class Update:
 
     enabled: bool = _opt(True, "follow the repository below; needs `root_file`")
     repo: str = _opt("main", "name of the repository on the broker")
+    source: str = _opt(
+        BROKER, "where releases come from: `mqtt`, a directory, or a web server's `https://…`"
+    )
+    source_ca_file: Path | None = _opt(None, "authorities of that web server; the system's else")
     root_file: Path | None = _opt(None, "the repository's root of trust; absent: no updates")
     hardware: str = _opt(
         platform.machine, "hardware id that releases are made for", shown="the machine type"
@@ -394,6 +401,11 @@ def _check_whole(config: Config, source: str) -> None:
     if name == "reply":
         raise ConfigError(f"{source}: node.name: 'reply' is taken by the reply topics")
     _check_topics(config, source)
+    place = config.update.source
+    if place != BROKER and not place.startswith(("/", "http://", "https://")):
+        raise ConfigError(
+            f"{source}: update.source: expected mqtt, a full path or a URL, got {place!r}"
+        )
     if any(not prefix.endswith("/") for prefix in config.mqtt.reply_prefixes):
         raise ConfigError(f"{source}: mqtt.reply_prefixes: each must end with '/'")
     if (config.mqtt.tls_cert_file is None) != (config.mqtt.tls_key_file is None):

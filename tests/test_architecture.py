@@ -3,6 +3,7 @@
     cli -> agent -> adapters -> protocol, power -> errors
              |        engine -> model -> _core
              +-> ota.device -> ota                      ota never imports edgeagent
+    ota.site -> ota.device, ota.fleet                   a client and a server in one
     convert, train, bench: the operator's machine       the device never imports ota.fleet
 
 When a test here turns red, it is the code's turn to move first, not the table's.
@@ -42,6 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "edgeagent.update_history": set(),
     "edgeagent.device_reports": {"edgeagent.errors", "edgeagent.progress"},
     "edgeagent.update_rest": {"edgeagent.protocol"},
+    "edgeagent.update_source": {"edgeagent.config", "edgeagent.errors"},
     "edgeagent.cpus": {"edgeagent.errors"},
     "edgeagent.pace": set(),
     "edgeagent.protocol": {"edgeagent.errors"},
@@ -65,6 +67,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "ota.device": {"ota"},
     "ota.fleet": {"ota"},
+    "ota.site": {"ota"},
     "ota": {"ota"},
 }
 
@@ -74,7 +77,7 @@ SHARED_ADAPTERS = {"link", "child"}
 
 PURE = ("edgeagent.protocol", "edgeagent.power", "ota")
 # The two ends of an update, and what both of them use: the disk, model directories, the connection.
-NOT_PURE = ("ota.device", "ota.fleet", "ota.storage", "ota.mqtt")
+NOT_PURE = ("ota.device", "ota.fleet", "ota.site", "ota.storage", "ota.mqtt")
 IMPURE_STDLIB = {"asyncio", "concurrent", "fcntl", "glob", "http", "logging", "mmap", "os"}
 IMPURE_STDLIB |= {"multiprocessing", "pathlib", "select", "selectors", "shutil", "signal"}
 IMPURE_STDLIB |= {"socket", "socketserver", "ssl", "subprocess", "sys", "tempfile", "threading"}
@@ -177,10 +180,21 @@ def test_imports_point_down(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if is_below(m, "ota")])
 def test_the_parts_of_an_update_point_down(module):
-    """ota <- ota.device, ota <- ota.fleet; the device and the fleet do not know each other."""
+    """ota <- ota.device, ota <- ota.fleet; the device and the fleet do not know each other.
+
+    A site is a device to its origin and a repository to its devices, and so above both.
+    """
+    if is_below(module, "ota.site"):
+        return
     own = next((p for p in ("ota.device", "ota.fleet") if is_below(module, p)), "ota")
     others = {"ota.device", "ota.fleet"} - {own}
     assert not {name for name in imports(module) for p in others if is_below(name, p)}
+
+
+def test_no_device_imports_what_is_for_sites():
+    for module in MODULES:
+        if not any(is_below(module, p) for p in ("ota.site", "ota.fleet")):
+            assert not {name for name in imports(module) if is_below(name, "ota.site")}, module
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if is_below(m, "edgeagent")])

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ota.errors import ConfigError, UpdateError
-from ota.fleet import cli_devices, cli_mirror
+from ota.fleet import cli_devices
 from ota.fleet.examples import check_examples
 from ota.fleet.keys import ROLES
 from ota.fleet.repository import Added, Repository
 from ota.fleet.responder import Responder, publish_notice
 from ota.mqtt import Broker, Tls
+from ota.site import cli as site
 from ota.storage import read_release
 
 PASSWORD_VARIABLE = "EDGEOTA_MQTT_PASSWORD"  # noqa: S105 - a name; not an option: others can read command lines
@@ -254,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     rotate = add("keys-rotate", _keys_rotate, "give a role new keys, signed by the root's")
     rotate.add_argument("role", metavar="ROLE", help=f"{', '.join(ROLES)}, or a model")
     _add_delegation(add)
-    for others in (cli_devices, cli_mirror):
+    for others in (cli_devices, site):
         others.add_commands(add, _broker, _add_mqtt)
     return parser
 

@@ -10,6 +10,7 @@ import pytest
 from ota.storage import read_release
 from tests.brokers import Mosquitto
 from tests.e2e.house import NODE, House, edgeota
+from tests.ota.simulator import web_server
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.system
@@ -96,6 +97,38 @@ def test_a_model_is_installed_given_up_and_forgiven(site, models):
     assert run(site, "status")["quarantine"] == []
     assert run(site, "history")["history"][-1]["type"] == "update_forgiven"
     assert run(site, "install", "--wait", "60")["installed_version"] == "2.0.0"
+
+
+def test_a_stick_is_enough_where_no_repository_answers(site):
+    edgeota("publish", site.repo)
+    stick = site.state_dir.parent / "stick"
+    shutil.copytree(site.repo, stick, ignore=shutil.ignore_patterns("keys"))
+    site.start_daemon()
+    assert "found no metadata/timestamp.json" in run(site, "install", "--from", "/mnt", code=1)
+    over_mqtt = ["--mqtt", f"127.0.0.1:{site.broker.port}", "--node", NODE]
+    refused = run(site, "install", "--from", str(stick), *over_mqtt, code=78)
+    assert "a directory of this machine" in refused
+    state = run(site, "install", "--from", str(stick), "--wait", "60")
+    assert state["installed_version"] == "2.0.0"
+    shutil.rmtree(stick)
+    site.broker.stop()
+    assert run(site, "history")["history"][-1]["type"] == "update_committed"
+
+
+def test_a_web_server_is_a_repository_too(site):
+    edgeota("publish", site.repo)
+    served = {
+        str(path.relative_to(site.repo)): path.read_bytes()
+        for kind in ("metadata", "targets")
+        for path in (site.repo / kind).rglob("*")
+        if path.is_file()
+    }
+    with web_server(served, []) as url:
+        config = site.config.read_text()
+        assert "[update]\n" in config
+        site.config.write_text(config.replace("[update]\n", f'[update]\nsource = "{url}"\n'))
+        site.start_daemon()
+        assert run(site, "install", "--wait", "60")["installed_version"] == "2.0.0"
 
 
 def test_with_the_broker_gone_the_way_back_comes_from_the_delta_on_the_disk(site, models):

@@ -14,9 +14,9 @@ from ota.device.http_source import HttpSource
 from ota.device.mqtt_source import MqttSource
 from ota.device.source import Source
 from ota.errors import ConfigError
-from ota.fleet.mirror import Mirror
 from ota.fleet.responder import publish_notice
 from ota.mqtt import Broker
+from ota.site.mirror import Mirror
 
 Result = tuple[dict[str, Any], str]
 MAX_ROOT_BYTES = 1 << 18

@@ -17,9 +17,9 @@ from ota.errors import (
     TransportError,
     UntrustedMetadata,
 )
-from ota.fleet.mirror import Mirror
 from ota.fleet.responder import Responder
 from ota.mqtt import Broker
+from ota.site.mirror import Mirror
 from ota.storage import Disk, verify_directory
 from tests.brokers import Mosquitto
 from tests.ota.fakes import FailingDisk, MemorySource, ScriptedAgent

@@ -1,0 +1,1 @@
+"""A site between a repository and its devices: a client to the one, a server to the others."""

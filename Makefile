@@ -29,9 +29,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py
 
 crashes: $(VENV)/.dev
-	$(BIN)/python -m tests.ota.crashes --work /dev/shm --out bench/results/crashes.json
+	for strategy in in_place slot; do \
+		$(BIN)/python -m tests.ota.crashes --strategy $$strategy --work /dev/shm \
+			--out bench/results/crashes-$$strategy.json || exit 1; \
+	done
 	$(BIN)/python -m tests.ota.crashes_way_back --work /dev/shm \
-		--out bench/results/crashes-way-back.json
+		--out bench/results/crashes-way_back.json
 
 endurance: $(VENV)/.dev
 	$(BIN)/python -m tests.e2e.endurance swap --out bench/results/endurance-swap.json

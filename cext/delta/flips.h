@@ -84,6 +84,7 @@ typedef struct {
   /* place in the plane */
   uint64_t line, n_lines;
   uint32_t place;
+  int lazy; /* reading: the line's bitmaps are made a segment at a time, where something flips */
   uint64_t line_flips, line_expected;
   uint64_t cross_expected;
   uint32_t recent; /* which of the last float words changed, one bit each */

@@ -21,6 +21,10 @@
 
 /* ---- start, planes, end ---- */
 
+void flips_plain(int level) {
+  plainness = level;
+}
+
 void flips_start(flips_coder *c, int writes) {
   make_hits();
   make_fields();

@@ -2,8 +2,7 @@
  *
  * The same symbols and the same bits as code_place() and code_value(), which stay their definition.  A flip's latency
  * is what counts here: nothing of the next flip is known before this one's place and value are.  So nothing waits for
- * memory that was just written, and the trit is chosen among three by arithmetic, where a branch would be foreseen by
- * nobody. */
+ * memory that was just written, and where old zeros and old signs flip alike, a place is guessed in one step. */
 #ifndef READ_FLIPS_H
 #define READ_FLIPS_H
 
@@ -44,12 +43,13 @@ ALWAYS_INLINE uint32_t guess(const segment *g, uint32_t from, uint64_t base, uin
   i = i < g->n ? i : g->n - 1;
   if (even) return i;
   int64_t off = (int64_t)(sought + base - expected_before(g, i)) >> 4;
-  int64_t next = (int64_t)i + ((off * (int64_t)g->per_expected) >> 44);
+  int64_t next = (int64_t)i + ((int64_t)((uint64_t)off * g->per_expected) >> 44);
   next = next < (int64_t)g->n ? next : (int64_t)g->n - 1;
   return next < (int64_t)from ? from : (uint32_t)next;
 }
 
-static __attribute__((noinline)) symbol settle_far(const segment *g, symbol y, uint32_t from, uint64_t base, uint64_t target) {
+static __attribute__((noinline)) symbol settle_far(const segment *g, symbol y, uint32_t from, uint64_t base,
+                                                   uint64_t target) {
   return settle(g, y, from, base, target);
 }
 
@@ -139,7 +139,7 @@ X86_V3 static uint32_t read_flips3_v3(flips_coder *c, const segment *g, uint8_t 
 
 static uint32_t read_flips(flips_coder *c, const flips_shape *s, const segment *g, uint8_t *line, uint32_t start,
                            uint32_t i, uint64_t *base) {
-  if (c->n_in - c->at < FLIP_BYTES) return i;
+  if (c->n_in - c->at < FLIP_BYTES || plainness > 1) return i;
 #if defined(__x86_64__)
   if (has_v3) return (s->base3 ? read_flips3_v3 : read_flips2_v3)(c, g, line, start, i, base);
 #endif

@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #endif
 
+static int plainness; /* see flips_plain() */
+
 static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
 
 #if defined(__x86_64__)
@@ -22,7 +24,7 @@ static int has_popcnt, has_v3;
 
 static void make_fields(void) {
 #if defined(__x86_64__)
-  has_popcnt = __builtin_cpu_supports("popcnt") != 0;
+  has_popcnt = !plainness && __builtin_cpu_supports("popcnt") != 0;
   has_v3 = has_popcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
            __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
 #endif

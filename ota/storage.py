@@ -39,8 +39,8 @@ RESERVE_BYTES = 16 << 20
 """Left free on the disk: the journal, the agent's state and a log must still be written."""
 
 WRITE_BYTES = 2 << 20
-"""Files are written in such pieces, from multiples of it: a page of the cache can then be a huge one,
-which takes less time now and in the engine later (ADR 28)."""
+"""Files are written in such pieces, from multiples of it: a page of the cache can then be a huge
+one, which takes less time now and in the engine later (ADR 28)."""
 
 WRITE_AHEAD_BYTES = 4 << 20
 """After so many bytes of a file the medium starts, while the next ones are made."""
@@ -342,7 +342,7 @@ class _DiskFile(OpenFile):
 
 
 def _in_whole(pieces: Iterable[bytes], n_bytes: int) -> Iterator[memoryview]:
-    """Yield the same bytes in pieces of ``n_bytes``, the last one shorter; each is used up at once."""
+    """Yield the same bytes in pieces of ``n_bytes``, the last one shorter; use each at once."""
     held, n_held = memoryview(bytearray(n_bytes)), 0
     for piece in pieces:
         view = memoryview(piece)

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 AHEAD_PIECES = 16
-"""Pieces of at most 120 KiB that wait: 2 MiB, so that neither side waits for the other's stutter."""
+"""Pieces of at most 120 KiB that wait, 2 MiB: neither side waits for the other's stutter."""
 
 
 @contextmanager

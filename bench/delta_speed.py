@@ -1,25 +1,31 @@
 """Speed and memory of the delta codec on a model of 2 G trits: python bench/delta_speed.py RATE...
 
 For each flip rate: two models of 113 planes of 2560 x 6912 (lines of 256 outputs, 42 % zeros, two
-bits a trit, 500 MB), independent flips.  Every step runs in a process of its own, on one core:
+bits a trit, 500 MB), independent flips.  Every step runs in a process of its own; only ``apply``
+and zstd's command line use a second core:
 
     encode             ota.encoder.Encoder, both models on the disk, into a file
     decode_only        ota.container, every byte made, and dropped
     zstd_decode        what `zstd -19 --patch-from` made of the planes, decoded in memory
     decode             like decode_only, and hashed
     apply              ota.device.staging.unpack: decoded, hashed, written, synced
-    zstd_apply         zstd's patches, decoded, written, synced
+    zstd_write         zstd's patches, decoded and written
+    zstd_apply         the same, synced
+    zstd_cli           ``zstd -d --patch-from`` as a command, for each file; not synced
     zstd_apply_hashed  the same, hashed as well: what a delta promises
 
 zstd's patches are of the first ``ZSTD_PLANES`` planes, one each, and are used again and again until
 as many planes are made; old planes and patches are read from the disk's cache on both sides.
 MB/s are of the model (packed bytes); ``cpu_mb_s`` is by the processor time of the process, with
 what the kernel did for it.  ``peak_bytes`` is the highest anonymous memory (RssAnon: what
-is not a mapped file), above what the process had once its modules were imported.
+is not a mapped file), above what the process had once its modules were imported.  Before each step
+as much as a model is written and removed: a virtual machine waits for its host where it touches
+memory that has been free for long.  ``--at DIR`` keeps what is prepared, and takes what is there.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import hashlib
 import json
@@ -32,6 +38,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +164,7 @@ def zstd_decode(directory: Path) -> int:
     return sum(map(len, patched(directory)))
 
 
-def zstd_apply(directory: Path, hashed: bool = False) -> int:
+def zstd_write(directory: Path, hashed: bool = False) -> int:
     target, n_bytes = directory / "zstd.out", 0
     target.mkdir()
     for k, plane in enumerate(patched(directory)):
@@ -165,7 +172,24 @@ def zstd_apply(directory: Path, hashed: bool = False) -> int:
             hashlib.sha256(plane).hexdigest()
         (target / str(k)).write_bytes(plane)
         n_bytes += len(plane)
-    Disk().sync_tree(target)
+    return n_bytes
+
+
+def zstd_cli(directory: Path) -> int:
+    target = directory / "zstd.out"
+    target.mkdir()
+    patches = sorted(directory.glob("*.zst"))
+    for k in range(N_PLANES):
+        patch = patches[k % len(patches)]
+        old = directory / "old" / patch.stem
+        command = ["zstd", "-d", "-q", "--long=27", f"--patch-from={old}", str(patch)]
+        subprocess.run([*command, "-o", str(target / str(k))], check=True)
+    return sum(p.stat().st_size for p in target.iterdir())
+
+
+def zstd_apply(directory: Path, hashed: bool = False) -> int:
+    n_bytes = zstd_write(directory, hashed)
+    Disk().sync_tree(directory / "zstd.out")
     return n_bytes
 
 
@@ -175,14 +199,27 @@ def zstd_apply_hashed(directory: Path) -> int:
 
 STEPS = {
     f.__name__: f
-    for f in (encode, decode_only, zstd_decode, decode, apply, zstd_apply, zstd_apply_hashed)
+    for f in (
+        *(encode, decode_only, zstd_decode, decode, apply),
+        *(zstd_write, zstd_apply, zstd_apply_hashed, zstd_cli),
+    )
 }
+
+
+def warm(directory: Path) -> None:
+    """Write and remove as much as a model."""
+    path = directory / "warm"
+    with path.open("wb") as file:
+        for _ in range(300):
+            file.write(bytes(2 << 20))
+    path.unlink()
 
 
 def step(name: str, directory: Path) -> None:
     """Run one step and print what it took."""
     if name.startswith("zstd"):
         import zstandard  # noqa: F401 - so that it is not counted
+    warm(directory)
     watch = Peak()
     os.sync()
     watch.start()
@@ -200,7 +237,7 @@ def patches(directory: Path) -> int:
     total = 0
     for new in sorted((directory / "new").glob("*.safetensors"))[:ZSTD_PLANES]:
         patch = directory / f"{new.name}.zst"
-        command = ["zstd", "-19", "-q", f"--patch-from={directory / 'old' / new.name}", str(new)]
+        command = ["zstd", "-19", "-q", "-f", f"--patch-from={directory / 'old' / new.name}", str(new)]
         subprocess.run([*command, "-o", str(patch)], check=True, stderr=subprocess.DEVNULL)
         total += patch.stat().st_size
     return total
@@ -220,10 +257,12 @@ def seconds_of(run: dict[str, float]) -> float:
     return run["seconds"]
 
 
-def measure(rate: float, quiet: list[str]) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as name:
+def measure(rate: float, quiet: list[str], at: Path | None) -> dict[str, object]:
+    with nullcontext(at / str(rate)) if at else tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        prepare(directory, rate)
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "new").exists():
+            prepare(directory, rate)
         patch_bytes = patches(directory)
         result: dict[str, object] = {
             "rate": rate,
@@ -233,7 +272,7 @@ def measure(rate: float, quiet: list[str]) -> dict[str, object]:
         for k in range(REPEATS):
             for each in STEPS:
                 if each != "encode" or k == 0:
-                    command = [*quiet, sys.executable, __file__, "step", each, name]
+                    command = [*quiet, sys.executable, __file__, "step", each, str(name)]
                     runs[each].append(once(command, directory))
         for each, some in runs.items():
             result[each] = sorted(some, key=seconds_of)[len(some) // 2]
@@ -246,12 +285,15 @@ def main() -> None:
     if sys.argv[1] == "step":
         step(sys.argv[2], Path(sys.argv[3]))
         return
-    quiet = sys.argv[2].split() if sys.argv[1] == "--with" else []
-    rates = [float(text) for text in sys.argv[3 if quiet else 1 :]]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--with", dest="quiet", default="", help="command in front of each step")
+    parser.add_argument("--at", type=Path, help="directory that is kept")
+    parser.add_argument("rates", nargs="+", type=float)
+    args = parser.parse_args()
     from delta import write
 
     cpu = next(t for t in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in t)
-    rows = [measure(rate, quiet) for rate in rates]
+    rows = [measure(rate, args.quiet.split(), args.at) for rate in args.rates]
     fields = {"n_trits": N_PLANES * SHAPE[0] * SHAPE[1], "cpu": cpu.split(": ")[1], "rates": rows}
     write("delta-speed", {**fields, "python": platform.python_version()})
     print(datetime.datetime.now(datetime.UTC))

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import zstandard
@@ -53,6 +54,11 @@ MAX_HEAD_BYTES = HEADER.size + 4  # with the length of a packed plan of at most 
 FRAME_MAGIC = zstandard.FRAME_HEADER  # which our frames leave out
 PIECE_BYTES = 120 << 10  # of a plane in memory: in a core's cache, and below what malloc maps anew
 READ_BYTES = 1 << 16  # what is read at once of the coded stream
+
+
+_END = b""
+
+Ahead = Callable[[Iterator[bytes]], AbstractContextManager[Iterator[bytes]]]
 
 
 class Blob(Protocol):
@@ -130,10 +136,16 @@ class Container:
         """How much of the result is written rather than linked."""
         return sum(self.draft.files[name].n_bytes for name in self.regions)
 
-    def make(self, old: Files) -> Iterator[tuple[str, Iterator[bytes]]]:
+    def make(
+        self, old: Files, ahead: Ahead = nullcontext
+    ) -> Generator[tuple[str, Iterator[bytes]]]:
         """Yield every changed file as its name and its pieces; pieces must be used up in order.
 
         What was made is right only if this comes to its end.
+
+        Args:
+            old: the base's files; who stops before the end closes the generator before these
+            ahead: may let the pieces be decoded while those before them are hashed and used
 
         Raises:
             PayloadMismatch: a file came out with another hash than the release names, or all of
@@ -141,12 +153,21 @@ class Container:
             DeltaFormatError: a column ended early, late, or breaks a rule.
         """
         hashes: dict[str, str] = {}
-        with self._maker() as maker:
-            for name, regions in self.regions.items():
-                pieces = maker.file(regions, _OldFile(old, name))
-                yield name, _hashed(name, self.draft.files[name], pieces, hashes)
+        with ahead(self._pieces(old)) as pieces:
+            for name in self.regions:
+                own = iter(partial(next, pieces), _END)
+                yield name, _hashed(name, self.draft.files[name], own, hashes)
+            for piece in pieces:  # there is none; looks for what is wrong at the end of the columns
+                raise DeltaFormatError(f"delta: {len(piece)} bytes after the last file")
         if self.plan.is_hollow:
             self._release = fill(self.draft, hashes)
+
+    def _pieces(self, old: Files) -> Iterator[bytes]:
+        """Yield the pieces of all changed files, and an empty one at the end of each."""
+        with self._maker() as maker:
+            for name, regions in self.regions.items():
+                yield from filter(None, maker.file(regions, _OldFile(old, name)))
+                yield _END
 
     def make_regions(self, old: Files) -> Iterator[tuple[str, Region, bytes]]:
         """Yield every region that is not a copy, made from ``old``, whatever that is: no hashes.

@@ -20,6 +20,7 @@ cdef extern from "flips.h" nogil:
         int at_end
         uint32_t past_end
         uint64_t line, n_flips
+    void flips_plain(int level)
     void flips_start(flips_coder *c, int writes)
     void flips_guess(flips_coder *c, uint64_t mean_gap)
     void flips_free(flips_coder *c)
@@ -56,6 +57,14 @@ cdef flips_shape _shape(tuple fields) except *:
     (s.base3, s.line_bytes, s.valid, s.tail_lines, s.tail_valid, s.period, s.segment, s.k_line,
      s.k_cross, s.blind) = fields
     return s
+
+
+def use_plain(int level):
+    """Make later coders do without what only some CPUs have (1), and without the quick reader (2).
+
+    For tests: the bits are the same.
+    """
+    flips_plain(level)
 
 
 def shape_ok(tuple fields not None):

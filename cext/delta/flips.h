@@ -84,6 +84,7 @@ typedef struct {
   /* place in the plane */
   uint64_t line, n_lines;
   uint32_t place;
+  int lazy; /* reading: the line's bitmaps are made a segment at a time, where something flips */
   uint64_t line_flips, line_expected;
   uint64_t cross_expected;
   uint32_t recent; /* which of the last float words changed, one bit each */
@@ -96,6 +97,10 @@ typedef struct {
   uint64_t changes[FLIPS_MAX_LINE_TRITS / 64 + 8]; /* writing only: trit i changes */
   uint64_t sums[FLIPS_MAX_SEGMENT + 1];
 } flips_coder;
+
+/* For tests, of streams that start from now on: 1, they do without what only some CPUs have; 2, without the quick
+ * reader too, so that only the definition is left.  The bits are the same. */
+void flips_plain(int level);
 
 /* Start a stream.  `c` is all zeros. */
 void flips_start(flips_coder *c, int writes);

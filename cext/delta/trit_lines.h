@@ -8,16 +8,25 @@
 
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static int plainness; /* see flips_plain() */
 
 static uint8_t zero_fields[256]; /* bit f: field f of this byte is code 1; 255: no code */
 
 #if defined(__x86_64__)
-static int has_popcnt; /* whether this CPU counts bits itself */
+/* Whether this CPU counts bits itself; whether it is of 2013 or later: AVX2, BMI, LZCNT. */
+static int has_popcnt, has_v3;
+#define X86_V3 __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 #endif
 
 static void make_fields(void) {
 #if defined(__x86_64__)
-  has_popcnt = __builtin_cpu_supports("popcnt") != 0;
+  has_popcnt = !plainness && __builtin_cpu_supports("popcnt") != 0;
+  has_v3 = has_popcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
 #endif
   if (zero_fields[255]) return;
   for (int byte = 0; byte < 256; byte++) {
@@ -79,9 +88,30 @@ static int zeros3(const uint8_t *block, uint64_t *words) {
   return !bad;
 }
 
+#if defined(__x86_64__)
+/* zeros2() of many blocks. */
+X86_V3 static int map_blocks2_v3(const uint8_t *blocks, uint32_t n_bytes, uint64_t *words) {
+  __m256i bad = _mm256_setzero_si256();
+  for (uint32_t at = 0; at < n_bytes; at += 32, words += 2) {
+    __m256i v = _mm256_loadu_si256((const __m256i *)(blocks + at));
+    bad = _mm256_or_si256(bad, _mm256_and_si256(v, _mm256_srli_epi16(v, 1)));
+    uint64_t a = (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 7));
+    uint64_t b = (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 5));
+    uint64_t c = (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 3));
+    uint64_t d = (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 1));
+    words[0] = a | b << 32;
+    words[1] = c | d << 32;
+  }
+  return _mm256_testz_si256(bad, _mm256_set1_epi8(0x55));
+}
+#endif
+
 /* Bitmaps of whole blocks; returns 0 if a code is illegal. */
 static int map_blocks(const flips_shape *s, const uint8_t *blocks, uint32_t n_bytes, uint64_t *words) {
   int good = 1;
+#if defined(__x86_64__)
+  if (has_v3 && !s->base3) return map_blocks2_v3(blocks, n_bytes, words);
+#endif
   if (s->base3) {
     for (uint32_t at = 0; at < n_bytes; at += 64, words += 5) good &= zeros3(blocks + at, words);
   } else {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from ota.container import Container
+from ota.device.ahead import running_ahead
 from ota.device.patch import make_patch, read_patch
 from ota.device.store import Store
 from ota.errors import PatchDamaged, PayloadError, PayloadMismatch
@@ -48,7 +49,7 @@ def unpack(
         accept(container.draft)
         for name, old_name in container.kept.items():
             storage.link_or_copy(base_dir / old_name, target / name)
-        for name, pieces in container.make(old):
+        for name, pieces in stack.enter_context(closing(container.make(old, running_ahead))):
             storage.write(target / name, watch(pieces))
         approve(container.release)
         storage.write(target / RELEASE_FILE, [container.release.text])
@@ -131,7 +132,7 @@ class Stager:
                 return container.release
 
             releases = old, container.draft
-            made = container.make(before)
+            made = stack.enter_context(closing(container.make(before, running_ahead)))
             make_patch(self._storage, unfinished, slot, releases, made, result, self._on_piece)
         self._storage.sync_tree(unfinished)
         self._storage.rename(unfinished, target)

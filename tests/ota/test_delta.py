@@ -51,6 +51,19 @@ def write(shape, pairs, blind=False, gap=100):
 
 
 def read(shape, data, olds, blind=False, gap=100, piece=None, chunk=1000):
+    """Make the planes again, by each variant of the reader; all must make the same."""
+    made = []
+    try:
+        for level in (2, 1, 0):
+            _flips.use_plain(level)
+            made.append(read_once(shape, data, olds, blind, gap, piece, chunk))
+    finally:
+        _flips.use_plain(0)
+    assert made[0] == made[1] == made[2]
+    return made[0]
+
+
+def read_once(shape, data, olds, blind, gap, piece, chunk):
     """Make the planes again, from chunks of the stream and pieces of the old planes."""
     reader = CodedReader([data[k : k + chunk] for k in range(0, len(data), chunk)], gap, blind)
     step = (piece or 1) * shape.line_bytes
@@ -201,6 +214,42 @@ def test_a_stream_that_ends_early_is_refused():
     for length in (0, 10, len(data) // 2):
         with pytest.raises(DeltaFormatError, match="ended early"):
             read(PLAIN, data[:length], [old])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shapes(), st.sampled_from([1e-3, 0.02, 0.3]), st.integers(0, 1 << 32), st.integers(0, 1 << 32)
+)
+def test_of_a_damaged_stream_all_variants_make_the_same(drawn, rate, seed, damage):
+    shape, n_lines = drawn
+    rng = np.random.default_rng(seed)
+    old = lines_of(shape, n_lines, rng)
+    plane = pack(old, shape.base3)
+    data = bytearray(write(shape, [(plane, pack(flipped(shape, old, rate, rng), shape.base3))]))
+    for at in np.random.default_rng(damage).integers(0, len(data) + 1, 3):
+        data[at : at + 1] = rng.bytes(1)
+    found = []
+    for level in (2, 1, 0):
+        _flips.use_plain(level)
+        try:
+            found.append(read_once(shape, bytes(data), [plane], False, 100, None, 1000))
+        except DeltaFormatError as err:
+            found.append(str(err))
+        finally:
+            _flips.use_plain(0)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("ratio", [1, 3])
+@pytest.mark.parametrize("base3", [0, 1])
+def test_many_flips_in_long_segments_are_read_by_every_variant(base3, ratio):
+    rng = np.random.default_rng(13)
+    shape = Shape(base3, 8192, 8192 * (5 if base3 else 4), 0, 0, 0, 1024)
+    old = lines_of(shape, 8, rng)
+    hit = rng.random(old.shape) < np.where(old == 1, 0.01 * ratio, 0.01)
+    new = np.where(hit, np.where(old == 1, rng.choice([0, 2], old.shape), 1), old)
+    planes = [pack(codes, base3) for codes in (old, new)]
+    assert read(shape, write(shape, [planes]), planes[:1], chunk=1 << 16) == planes[1:]
 
 
 def test_a_stream_that_is_too_long_is_refused():

@@ -237,7 +237,8 @@ def patches(directory: Path) -> int:
     total = 0
     for new in sorted((directory / "new").glob("*.safetensors"))[:ZSTD_PLANES]:
         patch = directory / f"{new.name}.zst"
-        command = ["zstd", "-19", "-q", "-f", f"--patch-from={directory / 'old' / new.name}", str(new)]
+        old = directory / "old" / new.name
+        command = ["zstd", "-19", "-q", "-f", f"--patch-from={old}", str(new)]
         subprocess.run([*command, "-o", str(patch)], check=True, stderr=subprocess.DEVNULL)
         total += patch.stat().st_size
     return total

@@ -89,12 +89,7 @@ class DeviceReports:
     async def run(self) -> None:
         """Sign and send whenever there is something."""
         while True:
-            self._beat()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._progress.wake_s):
-                    await self._due.wait()
-            if not self._due.is_set():
-                continue
+            await self._progress.wait(self._due, self._beat)
             self._due.clear()
             if await self._sign() and await self._send():
                 continue

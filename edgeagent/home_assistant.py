@@ -9,7 +9,6 @@ and a node that never announced anything never writes there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -84,16 +83,12 @@ class HomeAssistant:
     async def run(self) -> None:
         """Announce whenever it is due."""
         while True:
-            self._beat()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._progress.wake_s):
-                    await self._due.wait()
-            if self._due.is_set():
-                self._due.clear()
-                await self._progress.sleep(self._wait_s, self._beat)
-                while not self._is_ready():
-                    await self._progress.sleep(READY_STEP_S, self._beat)
-                await self._settle()
+            await self._progress.wait(self._due, self._beat)
+            self._due.clear()
+            await self._progress.sleep(self._wait_s, self._beat)
+            while not self._is_ready():
+                await self._progress.sleep(READY_STEP_S, self._beat)
+            await self._settle()
 
     async def _settle(self) -> None:
         """Bring what is announced in line with what is wanted."""

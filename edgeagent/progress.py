@@ -7,6 +7,7 @@ last: a timer that runs beside a stuck loop proves nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 WAKE_S = 5.0
@@ -34,6 +35,15 @@ class Progress:
         missing = sorted(self._loops - self._heard)
         self._heard.clear()
         return missing
+
+    async def wait(self, event: asyncio.Event, beat: Callable[[], None]) -> None:
+        """Wait until the event is set, and beat meanwhile."""
+        beat()
+        while not event.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.wake_s):
+                    await event.wait()
+            beat()
 
     async def sleep(self, seconds: float, beat: Callable[[], None]) -> None:
         """Sleep in steps, with a beat at each."""

@@ -116,15 +116,19 @@ static inline void share_of_ones(flips_share *s) {
   s->p1 = ((2 * s->ones + 1) << 31) / (s->bits + 1);
 }
 
-/* A bit whose probability is the share of ones so far.  The division is made ahead, where nothing waits for it. */
-static inline int counted_bit(flips_coder *c, int bit, flips_share *s) {
-  bit = code_bit(c, bit, s->p1);
+static inline void count_bit(flips_share *s, int bit) {
   s->ones += (uint64_t)bit;
   if (++s->bits == MAX_COUNT) {
     s->ones >>= 1;
     s->bits >>= 1;
   }
   share_of_ones(s);
+}
+
+/* A bit whose probability is the share of ones so far.  The division is made ahead, where nothing waits for it. */
+static inline int counted_bit(flips_coder *c, int bit, flips_share *s) {
+  bit = code_bit(c, bit, s->p1);
+  count_bit(s, bit);
   return bit;
 }
 

@@ -60,12 +60,7 @@ ALWAYS_INLINE int counted(code_reader *r, flips_share *s) {
   r->code -= part & mask;
   r->range = (part & ~mask) | ((r->range - part) & mask);
   renormalise(r);
-  s->ones += (uint64_t)bit;
-  if (++s->bits == MAX_COUNT) {
-    s->ones >>= 1;
-    s->bits >>= 1;
-  }
-  share_of_ones(s);
+  count_bit(s, bit);
   return bit;
 }
 

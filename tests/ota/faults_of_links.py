@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -148,8 +149,8 @@ def nothing(_net: Net) -> None:
     pass
 
 
-class Odd(Responder):
-    """Every third answer is odd."""
+class Odd(Responder, ABC):
+    """Every third answer is odd; how, each fault says."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -160,8 +161,9 @@ class Odd(Responder):
         answer = super()._answer(request)
         return answer if self._n % 3 else self.odd(request, answer)
 
+    @abstractmethod
     def odd(self, request: Request, answer: Response) -> Response:
-        raise NotImplementedError
+        """Return what is sent in place of `answer`."""
 
 
 class Lost(Odd):
